@@ -1,0 +1,44 @@
+"""Backend 'onnxruntime-cpu': ONNX Runtime's own CPU provider at its full optimization level."""
+
+from pathlib import Path
+
+from qgraph.errors import EngineError, QGraphError
+from qgraph.runtime.backend import EngineOptions
+from qgraph.runtime.ort_session import OrtSession, load_onnxruntime, session_options
+
+
+class OnnxRuntimeCpu:
+    """ONNX Runtime on the CPU; float parts run in float32, whatever the machine."""
+
+    name = "onnxruntime-cpu"
+
+    def unavailable(self) -> str | None:
+        """None when onnxruntime can be imported, else the reason and what to install."""
+        try:
+            load_onnxruntime()
+        except QGraphError as error:
+            return str(error)
+        return None
+
+    def open(self, model: Path | bytes, options: EngineOptions | None = None) -> OrtSession:
+        """Open a model; see `qgraph.runtime.backend.Backend.open`.
+
+        Raises:
+            EngineError: onnxruntime is missing or refuses the model, or the options ask for
+                another float precision than float32.
+            ModelError: The file does not exist.
+        """
+        chosen = options or EngineOptions()
+        if chosen.float_precision != "f32":
+            raise EngineError(
+                f"float_precision {chosen.float_precision} is not offered",
+                where=self.name,
+                fix="use 'f32', or the backend 'openvino'",
+            )
+        return OrtSession(
+            model,
+            session_options(chosen.threads),
+            engine=self.name,
+            providers=["CPUExecutionProvider"],
+            profile=chosen.profile,
+        )

@@ -1,0 +1,149 @@
+"""Backend 'openvino': Intel's OpenVINO as a plugin execution provider of ONNX Runtime.
+
+Settings, and why: `INFERENCE_PRECISION_HINT` is always written, since without it the plugin runs
+float32 models in bfloat16 on machines with AMX; ONNX Runtime gets one thread, since its idle pool
+would spin against OpenVINO's threads.
+"""
+
+import json
+import platform
+import threading
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from qgraph.errors import EngineError, QGraphError
+from qgraph.runtime.backend import EngineOptions, FloatPrecision
+from qgraph.runtime.ort_session import OrtSession, error_line, load_onnxruntime, session_options
+
+_registering = threading.Lock()
+# Instruction sets with which the CPU computes in the precision; without one, OpenVINO would
+# silently compute in float32.
+_CPU_FLAGS: dict[FloatPrecision, frozenset[str]] = {
+    "bf16": frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert"}),
+    "f16": frozenset({"avx512_fp16", "amx_fp16", "avx_ne_convert"}),
+}
+
+
+class OpenVino:
+    """OpenVINO on an Intel CPU, with ONNX Runtime's CPU provider for nodes it refuses."""
+
+    name = "openvino"
+
+    def unavailable(self) -> str | None:
+        """None when the plugin offers a CPU device, else the reason and what to do."""
+        try:
+            _cpu_devices()
+        except QGraphError as error:
+            return str(error)
+        return None
+
+    def open(self, model: Path | bytes, options: EngineOptions | None = None) -> OrtSession:
+        """Open a model; see `qgraph.runtime.backend.Backend.open`.
+
+        Raises:
+            EngineError: The plugin is missing, offers no CPU device or refuses the model, or the
+                CPU can't compute in the float precision asked for.
+            ModelError: The file does not exist.
+        """
+        chosen = options or EngineOptions()
+        devices = _cpu_devices()
+        _check_precision(chosen.float_precision)
+        ort_options = session_options(threads=1)
+        ort_options.add_provider_for_devices(devices, provider_options(chosen))
+        return OrtSession(model, ort_options, engine=self.name, profile=chosen.profile)
+
+
+def provider_options(options: EngineOptions) -> dict[str, str]:
+    """The plugin's options: `load_config` holds OpenVINO properties as JSON."""
+    properties: dict[str, str] = {"INFERENCE_PRECISION_HINT": options.float_precision}
+    if options.threads:
+        properties["INFERENCE_NUM_THREADS"] = str(options.threads)
+    return {"load_config": json.dumps({"CPU": properties})}
+
+
+def _cpu_devices() -> list[Any]:
+    """OpenVINO's CPU devices, with the plugin registered once a process.
+
+    Raises:
+        EngineError: The plugin is missing, can't be loaded, or lists no CPU device.
+    """
+    onnxruntime, plugin = load_onnxruntime(), _load_plugin()
+    with _registering:
+        devices = _devices(onnxruntime, plugin)
+        # The caller's own code may have registered it already, under a name of its own.
+        if not devices:
+            _register(onnxruntime, plugin)
+            devices = _devices(onnxruntime, plugin)
+    cpu = [device for device in devices if device.device.type.name == "CPU"]
+    if not cpu:
+        raise EngineError(
+            f"the plugin lists no CPU device: it serves Intel CPUs, this one is {_cpu_vendor()}",
+            where="openvino",
+            fix="use the backend 'onnxruntime-cpu'",
+        )
+    return cpu
+
+
+def _load_plugin() -> ModuleType:
+    try:
+        import onnxruntime_ep_openvino
+    except ImportError as error:
+        raise EngineError(
+            f"onnxruntime-ep-openvino can't be imported ({error})",
+            where="openvino",
+            fix="run `pip install 'qgraph[cpu]'` (the plugin exists for Linux on x86-64)",
+        ) from error
+    module: ModuleType = onnxruntime_ep_openvino
+    return module
+
+
+def _devices(onnxruntime: ModuleType, plugin: ModuleType) -> list[Any]:
+    name = plugin.get_ep_name()
+    return [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
+
+
+@cache
+def _register(onnxruntime: ModuleType, plugin: ModuleType) -> None:
+    """Register the plugin; cached, since onnxruntime refuses a second registration."""
+    try:
+        onnxruntime.register_execution_provider_library(
+            "qgraph.openvino", plugin.get_library_path()
+        )
+    except Exception as error:
+        raise EngineError(
+            f"the plugin can't be loaded: {error_line(error)}",
+            where="openvino",
+            fix="reinstall onnxruntime and onnxruntime-ep-openvino in matching versions",
+        ) from error
+
+
+def _check_precision(precision: FloatPrecision) -> None:
+    needed = _CPU_FLAGS.get(precision)
+    if needed and not needed & _cpu_flags():
+        raise EngineError(
+            f"this CPU does not compute in {precision} (it has none of: "
+            f"{', '.join(sorted(needed))})",
+            where="openvino",
+            fix="use float_precision 'f32'",
+        )
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    return frozenset(_cpuinfo("flags").split())
+
+
+def _cpu_vendor() -> str:
+    return _cpuinfo("vendor_id") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    """A field of the first processor in /proc/cpuinfo; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    values = (line.partition(":")[2].strip() for line in lines if line.startswith(field))
+    return next(values, "")
