@@ -1,0 +1,108 @@
+"""Recipes: what the user wants of a compile, as a small TOML file.
+
+A recipe names the precision, how much data to use, how images become tensors, what to leave in
+float, how well the artifact must answer, and options of passes. The fields of `Recipe` are the
+keys of the file; `extends` names recipes to start from, whose tables are merged key by key.
+"""
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qgraph.data.image_options import ImageOptions
+from qgraph.errors import UsageError
+from qgraph.recipe_files import find_recipe, named_recipes, toml_value, validated
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic"]
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class VerifyOptions(BaseModel):
+    """The `[verify]` table: how well the artifact must agree with the original.
+
+    Attributes:
+        min_sqnr_db: Lowest signal to quantization noise ratio of any output, decibels; None for
+            no floor.
+        min_cosine: Lowest cosine similarity of any output; None for no floor.
+        held_out: Fraction (float) or number (int) of samples kept out of calibration for it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_sqnr_db: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+    held_out: Count | Fraction = Field(
+        default=0.2, description="a fraction between 0 and 1, or a number of samples of at least 1"
+    )
+
+
+class Recipe(BaseModel):
+    """What the user wants.
+
+    Attributes:
+        name: Name of the recipe; of a file, its stem unless it says otherwise.
+        description: One line for `qgraph recipes`.
+        precision: Number format of weights and activations.
+        samples: The most data samples to use, those held out included; None for all.
+        images: Preprocessing for a folder of images; None if the recipe takes none.
+        exclude: Globs of node names and operators that stay in float.
+        verify: Floors for the comparison with the original.
+        passes: Options by pass name, then by option name. Names are checked by the pipeline.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name = "default"
+    description: str = ""
+    precision: Precision = "int8"
+    samples: Count | None = None
+    images: ImageOptions | None = None
+    exclude: tuple[Name, ...] = ()
+    verify: VerifyOptions = VerifyOptions()
+    passes: dict[Name, dict[Name, Any]] = Field(default_factory=dict)
+
+
+def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
+    """Load a recipe that ships with qgraph, by name, or a TOML file, by path.
+
+    Anything that ends in `.toml` or holds a path separator is a path, everything else a name.
+
+    Raises:
+        UsageError: An unknown name (the nearest is suggested), a missing file, a syntax error
+            (with its line), an unknown key, or a value of the wrong type or out of range.
+    """
+    where, data = find_recipe(name_or_path)
+    return validated(Recipe, data, where)
+
+
+def list_recipes() -> list[Recipe]:
+    """Return the recipes that ship with qgraph, sorted by name."""
+    return [load_recipe(name) for name in named_recipes()]
+
+
+def with_settings(recipe: Recipe, settings: list[str]) -> Recipe:
+    """Return the recipe with options of passes set, as `--set pass.option=value` does.
+
+    Args:
+        recipe: The recipe, which stays as it is.
+        settings: Texts such as `calibrate.observer=minmax`. The value is read as TOML (a number,
+            `true`, a quoted string, a list) and taken as a string where it isn't any.
+
+    Raises:
+        UsageError: No `=`, or a left side that isn't `pass.option`.
+    """
+    passes = {name: dict(options) for name, options in recipe.passes.items()}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        names = [part.strip() for part in key.split(".")]
+        if not equals or len(names) != 2 or not all(names):
+            raise UsageError(
+                f"can't read the setting {setting!r}",
+                fix="write pass.option=value, such as calibrate.observer=minmax",
+            )
+        passes.setdefault(names[0], {})[names[1]] = toml_value(text.strip())
+    return recipe.model_copy(update={"passes": passes})
