@@ -1,0 +1,1 @@
+"""Models for tests, benchmarks and the demo: trained here (`digits`) or fetched (`zoo`)."""

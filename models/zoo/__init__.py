@@ -1,0 +1,1 @@
+"""Real models, built from wheels on PyPI or from a published architecture."""
