@@ -1,6 +1,7 @@
-"""Puts this folder on the path, so that tests can import the harness."""
+"""Makes the harness, and models/ (which is no part of the installed package), importable."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]

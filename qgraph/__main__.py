@@ -1,0 +1,5 @@
+"""`python -m qgraph`."""
+
+from qgraph.cli import main
+
+main()

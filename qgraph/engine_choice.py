@@ -1,0 +1,96 @@
+"""Chooses the engine by measuring every one of the target's on the user's model."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qgraph.errors import EngineError
+from qgraph.manifest import Timing
+from qgraph.runtime import backend
+from qgraph.runtime.backend import EngineOptions, Session
+from qgraph.runtime.choose import Candidate, Measured, fastest
+from qgraph.target import Target
+
+BUDGET_S = 6.0
+
+
+@dataclass
+class Selection:
+    """The engine to open an artifact in, and what was measured.
+
+    Attributes:
+        backend: Name of the fastest backend.
+        options: Its options.
+        timings: Every candidate, fastest first, float ones included; then those that can't run.
+        slower_than_float: Median time relative to the fastest float candidate; None if there is
+            none to compare with.
+    """
+
+    backend: str
+    options: dict[str, Any] = field(default_factory=dict)
+    timings: list[Timing] = field(default_factory=list)
+    slower_than_float: float | None = None
+
+    def open(self, model: Path) -> Session:
+        """Open `model` in the selected engine."""
+        return backend(self.backend).open(model, EngineOptions(**self.options))
+
+
+def select_engine(
+    target: Target, precision: str, model: Path, floating: Path | None, feeds: Mapping[str, Any]
+) -> Selection:
+    """Time `model` in all of the target's engines, in turn with the float model.
+
+    Args:
+        target: Its `engines` are the candidates.
+        precision: bf16 lets OpenVINO compute the float parts in bf16; every other precision asks
+            for true float32, which OpenVINO does not do by itself on machines with AMX.
+        model: What was compiled.
+        floating: The same model in float32, or None where `model` is that.
+        feeds: One sample.
+
+    Raises:
+        EngineError: No engine can run the model; each one's reason is given.
+    """
+    candidates = []
+    for name in target.engines:
+        wants_bf16 = precision == "bf16" and name == "openvino"
+        options = EngineOptions(float_precision="bf16" if wants_bf16 else "f32")
+        candidates.append(Candidate(name, model, options, label=f"{name} {precision}"))
+        if floating is not None:
+            candidates.append(Candidate(name, floating, label=f"{name} fp32 (before)"))
+    measured = fastest(candidates, feeds, budget_s=BUDGET_S)
+    working = [each for each in measured if each.result is not None]
+    ours = [each for each in working if each.candidate.model == model]
+    if not ours:
+        reasons = "; ".join(f"{m.candidate}: {m.reason}" for m in measured)
+        raise EngineError(f"no engine runs the compiled model ({reasons})")
+    best = ours[0]
+    ratio = None
+    float_times = [_time(each) for each in working if each.candidate.model == floating]
+    if float_times:
+        ratio = _time(best) / min(float_times)
+    return Selection(
+        best.candidate.backend,
+        asdict(best.candidate.options),
+        [_timing(each) for each in measured],
+        ratio,
+    )
+
+
+def _time(measured: Measured) -> float:
+    assert measured.result is not None
+    return measured.result.relative_time
+
+
+def _timing(measured: Measured) -> Timing:
+    result = measured.result
+    if result is None:
+        return Timing(candidate=str(measured.candidate), reason=measured.reason)
+    return Timing(
+        candidate=str(measured.candidate),
+        p50_ms=result.p50_ms,
+        p90_ms=result.p90_ms,
+        relative_time=result.relative_time,
+    )

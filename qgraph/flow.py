@@ -1,0 +1,79 @@
+"""Which passes run for which precision, in which order."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qgraph.errors import UsageError, unknown_name
+from qgraph.pipeline import Pass
+
+Options = Mapping[str, Mapping[str, Any]]
+
+# Clean-up runs again behind the fusions: they leave foldable constants and dead nodes.
+AGAIN = ("fold_constants", "merge_equal", "drop_dead")
+# Facts about the graph are taken once it stays as it is.
+MARKS = ("attention", "units")
+QUANTIZING: dict[str, tuple[str, ...]] = {
+    "fp32": (),
+    "fp16": ("half",),
+    "bf16": ("half",),
+    "int8": ("plan", "calibrate", "quantize_weights", "insert_qdq", "drop_dead"),
+    "int8-dynamic": ("dynamic_int8", "drop_dead"),
+}
+IMPLIED: dict[str, dict[str, Any]] = {
+    "fp16": {"half": {"dtype": "float16"}},
+    "bf16": {"half": {"dtype": "bfloat16"}},
+}
+
+
+def exact_passes(options: Options, own: Sequence[Pass] = ()) -> list[Pass]:
+    """Passes that keep the model's numbers: normalize, clean up, fuse, clean up again.
+
+    Args:
+        options: By pass name.
+        own: The caller's passes, which run between clean-up and fusions.
+    """
+    from qgraph.passes.cleanup import CLEANUP
+    from qgraph.passes.fusions import FUSIONS
+
+    fusions = [name for name in _names(FUSIONS) if name not in MARKS]
+    before = build(["normalize", *_names(CLEANUP)], options)
+    return [*before, *own, *build([*fusions, *AGAIN, "infer_shapes", *MARKS], options)]
+
+
+def quantizing_passes(precision: str, options: Options) -> list[Pass]:
+    """Passes that bring the model to `precision`."""
+    implied = IMPLIED.get(precision, {})
+    merged = {**options}
+    for name, values in implied.items():
+        merged[name] = {**options.get(name, {}), **values}
+    return build(QUANTIZING[precision], merged)
+
+
+def build(names: list[str] | tuple[str, ...], options: Options) -> list[Pass]:
+    """Build passes by name with the recipe's options."""
+    from qgraph.passes import pass_class
+
+    return [pass_class(name).with_options(options.get(name, {})) for name in names]
+
+
+def check_options(options: Options) -> None:
+    """Refuse options for passes that do not exist, and values a pass does not take.
+
+    Raises:
+        UsageError: With the nearest name suggested.
+    """
+    from qgraph.passes import all_passes
+
+    known = all_passes()
+    for name, values in options.items():
+        if name not in known:
+            raise unknown_name("pass", name, known)
+        if not isinstance(values, Mapping):
+            raise UsageError(f"options of {name!r} must be a table", fix="write pass.option=value")
+        known[name].with_options(values)
+
+
+def _names(references: list[str]) -> list[str]:
+    from qgraph.passes import load
+
+    return [load(reference).name for reference in references]

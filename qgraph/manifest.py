@@ -1,0 +1,85 @@
+"""The manifest: what an artifact says about itself, as `manifest.json`."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+class Source(_Part):
+    """The model that was compiled."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+class StageRecord(_Part):
+    """What one pass did."""
+
+    name: str
+    seconds: float
+    changed: int
+    options: dict[str, Any] = Field(default_factory=dict)
+    refused: dict[str, int] = Field(default_factory=dict)
+    """Reason -> how often; the nodes are in explain.json."""
+    warnings: list[str] = Field(default_factory=list)
+
+
+class Engine(_Part):
+    """The backend that was fastest on this model, with its options."""
+
+    backend: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Timing(_Part):
+    """Latency of one candidate, measured in turn with the others in one run, batch as given."""
+
+    candidate: str
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    relative_time: float | None = None
+    reason: str = ""
+
+
+class Accuracy(_Part):
+    """The artifact against the original in the unoptimised reference."""
+
+    samples: int
+    data: Literal["held out", "calibration", "random"]
+    outputs: list[dict[str, Any]]
+    min_sqnr_db: float | None = None
+    passed: bool = True
+    failures: list[str] = Field(default_factory=list)
+
+
+class Manifest(_Part):
+    """Everything that is known about an artifact."""
+
+    schema_version: int = SCHEMA_VERSION
+    qgraph_version: str
+    created: str
+    packages: dict[str, str]
+    source: Source
+    target: str
+    requested_precision: str
+    precision: str
+    recipe: dict[str, Any]
+    data: dict[str, Any] | None = None
+    random_calibration: bool = False
+    stages: list[StageRecord] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+    engine: Engine | None = None
+    timings: list[Timing] = Field(default_factory=list)
+    accuracy: Accuracy | None = None
+    nodes: dict[str, int] = Field(default_factory=dict)
+    """Precision -> number of nodes."""
+    original_bytes: int
+    artifact_bytes: int
+    files: list[str] = Field(default_factory=list)

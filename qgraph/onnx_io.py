@@ -1,0 +1,269 @@
+"""Reading and writing ONNX files; protobuf messages are handled here and in qgraph.onnx_*."""
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError, EncodeError
+
+from qgraph.errors import ArtifactError, ModelError
+from qgraph.graph import Graph
+from qgraph.onnx_checks import check, check_nesting, check_tensors, first_line, tensors_of
+from qgraph.onnx_convert import (
+    collector_paused,
+    infer_shapes,
+    inline,
+    quiet_onnx_ir,
+    serialize,
+)
+from qgraph.onnx_sparse import take_sparse
+from qgraph.onnx_upgrade import upgrade_opset
+
+__all__ = [
+    "check",
+    "collector_paused",
+    "external_bytes",
+    "from_proto",
+    "infer_shapes",
+    "load",
+    "save",
+    "to_proto",
+    "upgrade_opset",
+    "weight_bytes",
+]
+
+# Protobuf can't hold 2 GB; weights above this go to an external data file. Well below the limit,
+# because nodes and names need room too.
+EXTERNAL_ABOVE_BYTES = 1_500_000_000
+# Smaller weights stay in the model file even when the others leave it.
+_EXTERNAL_EACH_BYTES = 1024
+
+
+def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | Any) -> Graph:
+    """Read a model; weights in external files stay on disk until they are needed.
+
+    Args:
+        source: A path, the bytes of a model, an `onnx.ModelProto`, an `onnx_ir.Model`, or an
+            onnx-graphsurgeon `Graph`.
+
+    Returns:
+        The graph. It shares memory with `source` where that is an object.
+
+    Raises:
+        ModelError: The file is missing, truncated, not ONNX, invalid, or refers to external
+            data that is missing, too short, or outside the model's folder.
+    """
+    if isinstance(source, Graph):
+        return source
+    if isinstance(source, ir.Model):
+        return Graph(source)
+    if isinstance(source, bytes):
+        return from_proto(_parse(source, "<bytes>"), where="<bytes>")
+    if isinstance(source, onnx.ModelProto):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(source)
+        return from_proto(proto, where="<ModelProto>")
+    if type(source).__module__.startswith("onnx_graphsurgeon"):
+        import onnx_graphsurgeon as gs
+
+        return from_proto(gs.export_onnx(source), where="<graphsurgeon graph>")
+    if isinstance(source, str | os.PathLike):
+        return _load_file(Path(source))
+    raise ModelError(
+        f"can't load a model from {type(source).__name__}",
+        fix="pass a path, bytes, onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph",
+    )
+
+
+def from_proto(
+    proto: onnx.ModelProto, *, where: str, base_dir: Path | None = None, source: Path | None = None
+) -> Graph:
+    """Turn a parsed model into a graph, after checking it.
+
+    Raises:
+        ModelError: The model is invalid.
+    """
+    check_nesting(proto, where)
+    check_tensors(proto, where, base_dir)
+    check(proto, where=where, path=source)
+    notes: list[str] = []
+    sparse = take_sparse(proto)
+    with collector_paused(), quiet_onnx_ir():
+        try:
+            model = ir.serde.deserialize_model(proto)
+        except (ValueError, RuntimeError, RecursionError, TypeError, KeyError) as error:
+            raise ModelError(f"can't read the graph: {first_line(error)}", where=where) from error
+    inputs = [v for v in model.graph.inputs if v.name not in sparse]
+    if len(inputs) != len(model.graph.inputs):
+        model.graph.inputs.clear()
+        model.graph.inputs.extend(inputs)
+    if base_dir is not None:
+        for graph in [model.graph, *(function.graph for function in model.functions.values())]:
+            ir.external_data.set_base_dir(graph, base_dir)
+    if proto.training_info:
+        notes.append("training information is left out: an engine for inference has no use for it")
+    return Graph(model, source=source, sparse=sparse, notes=notes)
+
+
+def to_proto(graph: Graph) -> onnx.ModelProto:
+    """Turn a graph into one protobuf message, all weights inside.
+
+    Raises:
+        ModelError: The model is larger than protobuf's 2 GB; `save` can write it.
+    """
+    if weight_bytes(graph) > EXTERNAL_ABOVE_BYTES:
+        raise ModelError("model is too large for one message", fix="save it to a file instead")
+    proto = serialize(graph)
+    _inline_external(proto, _folder(graph))
+    return proto
+
+
+def save(graph: Graph, path: str | os.PathLike[str], *, external: bool | None = None) -> list[Path]:
+    """Write a graph; nothing appears under `path` until it is complete.
+
+    Args:
+        graph: What to write; it is not changed.
+        path: The `.onnx` file. Weights go to `<name>.data` beside it when they are large.
+        external: Force (True) or forbid (False) the separate file; None decides by size.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ArtifactError: The disk is full, the folder is missing or not writable.
+        ModelError: `external=False` and the model is larger than protobuf allows.
+    """
+    path = Path(path)
+    if external is None:
+        external = weight_bytes(graph) > EXTERNAL_ABOVE_BYTES
+    if not path.parent.is_dir():
+        raise ArtifactError("folder does not exist", where=str(path.parent), fix="create it")
+    if path.is_dir():
+        raise ArtifactError("is a folder", where=str(path), fix="name a file")
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+            draft = Path(scratch) / path.name
+            if external:
+                _write_external(graph, draft, _data_name(graph, path))
+            else:
+                draft.write_bytes(to_proto(graph).SerializeToString())
+            # The model goes last: until then an older one is what it was.
+            files = sorted(Path(scratch).iterdir(), key=lambda file: file.name == path.name)
+            for file in files:
+                os.replace(file, path.parent / file.name)
+            return [path.parent / file.name for file in reversed(files)]
+    except (OSError, EncodeError, ValueError, RuntimeError) as error:
+        raise _write_error(error, path) from error
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of all initializers, subgraphs included."""
+    return sum(
+        value.const_value.nbytes
+        for each in graph.graphs()
+        for value in each.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def external_bytes(path: Path) -> int:
+    """Bytes of the external data files of a model on disk."""
+    proto = onnx.load(path, load_external_data=False)
+    files = {
+        path.parent / entry.value
+        for tensor in tensors_of(proto)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return sum(file.stat().st_size for file in files)
+
+
+def _load_file(path: Path) -> Graph:
+    if not path.exists():
+        raise ModelError("no such file", where=str(path))
+    if path.is_dir():
+        model = path / "model.onnx"
+        if not model.is_file():
+            raise ModelError("is a folder without model.onnx", where=str(path), fix="name a file")
+        path = model
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"can't be read: {error.strerror}", where=str(path)) from error
+    if not data:
+        raise ModelError("file is empty", where=str(path))
+    proto = _parse(data, str(path))
+    del data
+    # Not the target of a symbolic link: external data is looked for beside the name given.
+    folder = path.parent.resolve()
+    return from_proto(proto, where=str(path), base_dir=folder, source=folder / path.name)
+
+
+def _parse(data: bytes, where: str) -> onnx.ModelProto:
+    try:
+        return onnx.load_model_from_string(data)
+    except (DecodeError, ValueError, RecursionError) as error:
+        raise ModelError("not an ONNX file, or truncated", where=where) from error
+
+
+def _inline_external(proto: onnx.ModelProto, folder: Path) -> None:
+    for tensor in tensors_of(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            inline(tensor, ir.serde.deserialize_tensor(tensor, str(folder)))
+
+
+def _write_external(graph: Graph, draft: Path, data_name: str) -> None:
+    with quiet_onnx_ir():
+        ir.save(
+            graph.model,
+            draft,
+            external_data=data_name,
+            size_threshold_bytes=_EXTERNAL_EACH_BYTES,
+        )
+    proto = onnx.load(draft, load_external_data=False)
+    strays = [
+        tensor
+        for tensor in tensors_of(proto)
+        if any(e.key == "location" and e.value != data_name for e in tensor.external_data)
+    ]
+    if not graph.sparse and not strays:
+        return
+    # Tensors in attributes still point at the files beside the source.
+    for tensor in strays:
+        inline(tensor, ir.serde.deserialize_tensor(tensor, str(_folder(graph))))
+    proto.graph.sparse_initializer.extend(graph.sparse.values())
+    draft.write_bytes(proto.SerializeToString())
+
+
+def _data_name(graph: Graph, path: Path) -> str:
+    """Name the data file; never one that this graph's own weights are still read from."""
+    used = {
+        Path(value.const_value.path).resolve()
+        for each in graph.graphs()
+        for value in each.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    name, count = f"{path.name}.data", 0
+    while (path.parent / name).resolve() in used:
+        count += 1
+        name = f"{path.name}.{count}.data"
+    return name
+
+
+def _folder(graph: Graph) -> Path:
+    return graph.source.parent if graph.source else Path()
+
+
+def _write_error(error: BaseException, path: Path) -> ArtifactError | ModelError:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__
+    if cause is None:
+        return ModelError(f"can't write: {first_line(error)}", where=str(path))
+    fix = "free some space" if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    return ArtifactError(f"can't write: {cause.strerror or cause}", where=str(path), fix=fix)
