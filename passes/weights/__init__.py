@@ -1,0 +1,34 @@
+"""Weight quantizers: arrays in, arrays out, no graph code."""
+
+from collections.abc import Callable
+from importlib import import_module
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgraph.encoding import Encoding, Spec
+from qgraph.errors import unknown_name
+
+# (weight float [K, N], spec, gram float [K, K] or None) -> codes [K, N], encoding, loss
+WeightQuantizer = Callable[
+    [NDArray[np.floating], Spec, "NDArray[np.floating] | None"],
+    tuple[NDArray[np.generic], Encoding, float],
+]
+
+# name -> "module:function", one line a weight quantizer.
+WEIGHT_QUANTIZERS = {
+    "rtn": "qgraph.passes.weights.rtn:round_to_nearest",
+}
+
+
+def weight_quantizer(name: str) -> WeightQuantizer:
+    """Return a weight quantizer by name.
+
+    Raises:
+        UsageError: There is none; the nearest name is suggested.
+    """
+    if name not in WEIGHT_QUANTIZERS:
+        raise unknown_name("weight quantizer", name, WEIGHT_QUANTIZERS)
+    module, _, function = WEIGHT_QUANTIZERS[name].partition(":")
+    found: WeightQuantizer = getattr(import_module(module), function)
+    return found
