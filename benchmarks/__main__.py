@@ -1,0 +1,24 @@
+"""Run every benchmark, or those named: `python -m benchmarks [graph_passes large_model ...]`."""
+
+import runpy
+import sys
+
+ALL = ("graph_passes", "large_model", "cpu_int8", "horizontal_matmul")
+
+
+def main() -> int:
+    """Run the benchmarks one after the other, so that none disturbs another."""
+    wanted = sys.argv[1:] or list(ALL)
+    unknown = sorted(set(wanted) - set(ALL))
+    if unknown:
+        print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(ALL)}", file=sys.stderr)
+        return 2
+    for name in wanted:
+        print(f"\n== {name}")
+        sys.argv = [name]
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
