@@ -278,7 +278,11 @@ def _rewrite(
         given = graph.facts.present()
         stages += Pipeline(passes, hooks=hooks, given=given).run(graph, context)
         plan = graph.facts.plan
-        if plan is not None and all(entry[0] == "float" for entry in plan.nodes.values()):
+        if (
+            job.precision.startswith("int8")
+            and plan is not None
+            and all(entry[0] == "float" for entry in plan.nodes.values())
+        ):
             job.warn(f"{job.precision} found nothing to quantize; `qgraph explain` says why")
     for stage in stages:
         for line in stage.report.warnings:

@@ -2,14 +2,22 @@
 
 import re
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qgraph import onnx_io
-from qgraph.errors import AccuracyError, ModelError, QGraphError, UsageError, unknown_name
+from qgraph.errors import (
+    AccuracyError,
+    EngineError,
+    ModelError,
+    QGraphError,
+    UsageError,
+    unknown_name,
+)
 from qgraph.graph import Graph
 from qgraph.graph_text import graph_text
 from qgraph.pipeline import Hook, Stage
@@ -113,24 +121,24 @@ def stop_after(name: str) -> Hook:
     return hook
 
 
-def verify(level: str, original: Path, seed: int = 0) -> Hook:
+def verify(level: str, original: Path, feeds: Mapping[str, NDArray[Any]] | None = None) -> Hook:
     """Return a hook that checks the graph after every pass that changed it.
 
     Args:
         level: `structure`: every input is written before it is read, names are unique; `onnx`:
             that, and onnx's checker; `numeric`: both, and exact passes must keep the original's
-            outputs on random feeds within 1e-4 of their range, in the unoptimised reference. A
-            rounding pass may change them; what comes after it is held to its outputs.
+            outputs within 1e-4 of their range, in the unoptimised reference. A rounding pass may
+            change them; what comes after it is held to its outputs.
         original: The model's file before any pass.
-        seed: For the random feeds.
+        feeds: What to run it on with `numeric`, by input name; None for random values.
 
     Raises:
         UsageError: There is no such level.
-        EngineError: The reference can't run the original (with `numeric`).
+        EngineError: The reference can't run the original on the feeds (with `numeric`).
     """
     if level not in LEVELS:
         raise unknown_name("verify level", level, LEVELS)
-    numbers = _Numbers(original, seed) if level == "numeric" else None
+    numbers = _Numbers(original, feeds) if level == "numeric" else None
 
     def hook(graph: Graph, stage: Stage) -> None:
         if not stage.report.changed:
@@ -163,15 +171,24 @@ def _check_onnx(graph: Graph) -> None:
 
 
 class _Numbers:
-    """Outputs on random feeds, of the original or behind the last pass that may round."""
+    """Outputs of the original, or of the graph behind the last pass that may round."""
 
-    def __init__(self, original: Path, seed: int) -> None:
+    def __init__(self, original: Path, feeds: Mapping[str, NDArray[Any]] | None) -> None:
         from qgraph.runtime.feeds import random_feeds
         from qgraph.runtime.reference import open_reference
 
         with open_reference(original) as session:
-            self.feeds = random_feeds(session.inputs, np.random.default_rng(seed))
-            self.expected = session.run(self.feeds)
+            made_up = random_feeds(session.inputs, np.random.default_rng(0))
+            self.feeds = made_up if feeds is None else feeds
+            try:
+                self.expected = session.run(self.feeds)
+            except EngineError as error:
+                what = "random values" if feeds is None else "the data"
+                raise EngineError(
+                    f"the original can't be run on {what} ({error})",
+                    where=str(original),
+                    fix="pass --data: its first sample is used then" if feeds is None else "",
+                ) from error
         self.against = "the original"
 
     def check(self, graph: Graph, stage: Stage) -> None:
@@ -197,9 +214,7 @@ class _Numbers:
                 fix=_ADVICE,
             )
 
-    def _run(
-        self, graph: Graph, stage: Stage
-    ) -> dict[str, "np.ndarray[tuple[int, ...], np.dtype]"]:
+    def _run(self, graph: Graph, stage: Stage) -> dict[str, NDArray[Any]]:
         from qgraph.runtime.reference import open_reference
 
         with tempfile.TemporaryDirectory(prefix="qgraph-verify-") as folder:

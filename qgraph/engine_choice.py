@@ -12,7 +12,7 @@ from qgraph.runtime.backend import EngineOptions, Session
 from qgraph.runtime.choose import Candidate, Measured, fastest
 from qgraph.target import Target
 
-BUDGET_S = 6.0
+BUDGET_S = 3.0
 
 
 @dataclass

@@ -44,15 +44,15 @@ def rewrites(graph: Graph) -> list[dict[str, Any]]:
     """Run normalisation, clean-up and fusions on `graph`, in place, and say what each one did.
 
     Returns:
-        One entry a pass that did or refused something: `pass`, `changed`, `details` (a line a
-        rewrite), `refused` (reason -> number), `where` (reason -> up to 5 places).
+        One entry a pass that did, found or refused something: `pass`, `changed` (0 for passes that
+        only mark what they find), `details` (a line for each), `refused` (reason -> number), `where` (reason -> up to 5 places).
     """
     found = []
     for stage in Pipeline(flow.exact_passes({})).run(graph):
         places: dict[str, list[str]] = defaultdict(list)
         for refusal in stage.report.refused:
             places[refusal.reason].append(refusal.where)
-        if stage.report.changed or places:
+        if stage.report.changed or stage.report.details or places:
             found.append(
                 {
                     "pass": stage.name,
@@ -90,6 +90,10 @@ def quantizable(graph: Graph, target: Target, exclude: Sequence[str] = ()) -> di
             left[ops.get(name, "?")][reason] += 1
         else:
             quantized[ops.get(name, "?")] += 1
+    main = set(graph.nodes())
+    for node in graph.walk():
+        if node not in main:
+            left[_op(node)]["inside the body of an If, Loop or Scan"] += 1
     return {
         "precisions": list(target.precisions),
         "quantized": dict(quantized.most_common()),

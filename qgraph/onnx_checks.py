@@ -44,6 +44,35 @@ def check(proto: onnx.ModelProto, *, where: str, path: Path | None = None) -> No
         raise ModelError(f"can't check the model: {first_line(error)}", where=where) from error
 
 
+def settle_names(proto: onnx.ModelProto, where: str) -> bool:
+    """Spell the default domain as '', and refuse names that are no text.
+
+    Returns:
+        Whether a node had the domain `ai.onnx`, which onnx's checker does not know.
+
+    Raises:
+        ModelError: A node or value has a name that protobuf gives as bytes.
+    """
+    renamed = False
+    nodes = [*proto.graph.node, *(node for f in proto.functions for node in f.node)]
+    while nodes:
+        for node in nodes:
+            names = (node.name, node.op_type, node.domain, *node.input, *node.output)
+            if bytes in map(type, names):
+                bad = next(name for name in names if isinstance(name, bytes))
+                raise ModelError(f"a name is not UTF-8 text: {bad!r}", where=where)
+            if node.domain == "ai.onnx":
+                node.domain, renamed = "", True
+        nodes = [
+            inner
+            for node in nodes
+            for attr in node.attribute
+            for body in bodies_of(attr)
+            for inner in body.node
+        ]
+    return renamed
+
+
 def check_nesting(proto: onnx.ModelProto, where: str) -> None:
     """Refuse subgraphs within subgraphs beyond `MAX_NESTING` levels.
 
@@ -161,10 +190,12 @@ def _check_external(tensor: onnx.TensorProto, size: int, where: str, folder: Pat
             where=where,
             fix="the file is truncated; copy it again",
         )
-    if stat.st_nlink > 1:
-        # Both onnx and onnx-ir refuse to read these: a hard link can smuggle in any file.
+    # Neither onnx nor onnx-ir reads through links: they can lead to any file.
+    link = "is a symbolic link" if (folder / location).is_symlink() else ""
+    link = link or ("has several hard links" if stat.st_nlink > 1 else "")
+    if link:
         raise ModelError(
-            f"external data file {location!r} has several hard links",
+            f"external data file {location!r} {link}",
             where=where,
             fix="copy the file instead of linking it",
         )

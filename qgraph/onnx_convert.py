@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import onnx
 import onnx_ir as ir
 
+from qgraph.errors import ModelError
 from qgraph.graph import Graph
 from qgraph.onnx_checks import first_line
 
@@ -69,14 +70,21 @@ def light_proto(graph: Graph) -> onnx.ModelProto:
 def inline(tensor: onnx.TensorProto, source: ir.TensorProtocol) -> None:
     """Put the data of an external tensor into its message."""
     tensor.raw_data = source.tobytes()
-    tensor.data_location = onnx.TensorProto.DEFAULT
+    tensor.ClearField("data_location")
     del tensor.external_data[:]
 
 
 def serialize(graph: Graph) -> onnx.ModelProto:
-    """Turn a graph into a message; external weights stay references."""
-    with collector_paused():
-        proto = ir.serde.serialize_model(graph.model)
+    """Turn a graph into a message; external weights stay references.
+
+    Raises:
+        ModelError: Something in the graph has no place in a message, as text that is not UTF-8.
+    """
+    try:
+        with collector_paused():
+            proto = ir.serde.serialize_model(graph.model)
+    except ir.serde.SerdeError as error:
+        raise ModelError(f"can't write the graph: {first_line(error)}") from error
     proto.graph.sparse_initializer.extend(graph.sparse.values())
     return proto
 
@@ -145,7 +153,7 @@ def fill_in(graph: ir.Graph, proto: onnx.GraphProto) -> None:
 def _refine(value: ir.Value, info: onnx.ValueInfoProto) -> None:
     shape = value.shape
     settled = value.is_graph_output() or (shape is not None and shape.is_static())
-    if value.type is not None and shape is not None and settled:
+    if value.type is not None and settled:
         return
     found, dims = _type_and_dims(info.type)
     if value.type is None:
@@ -154,7 +162,7 @@ def _refine(value: ir.Value, info: onnx.ValueInfoProto) -> None:
         return
     if shape is None:
         value.shape = ir.Shape(dims)
-    elif not value.is_graph_output() and len(shape) == len(dims):
+    elif len(shape) == len(dims):
         # A new shape, since the old one may be shared or frozen.
         value.shape = ir.Shape(
             old if isinstance(old, int) or (old.value and not isinstance(new, int)) else new

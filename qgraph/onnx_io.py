@@ -12,7 +12,14 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from qgraph.errors import ArtifactError, ModelError
 from qgraph.graph import Graph
-from qgraph.onnx_checks import check, check_nesting, check_tensors, first_line, tensors_of
+from qgraph.onnx_checks import (
+    check,
+    check_nesting,
+    check_tensors,
+    first_line,
+    settle_names,
+    tensors_of,
+)
 from qgraph.onnx_convert import (
     collector_paused,
     infer_shapes,
@@ -88,8 +95,9 @@ def from_proto(
         ModelError: The model is invalid.
     """
     check_nesting(proto, where)
+    renamed = settle_names(proto, where)
     check_tensors(proto, where, base_dir)
-    check(proto, where=where, path=source)
+    check(proto, where=where, path=None if renamed else source)
     notes: list[str] = []
     sparse = take_sparse(proto)
     with collector_paused(), quiet_onnx_ir():
@@ -97,6 +105,10 @@ def from_proto(
             model = ir.serde.deserialize_model(proto)
         except (ValueError, RuntimeError, RecursionError, TypeError, KeyError) as error:
             raise ModelError(f"can't read the graph: {first_line(error)}", where=where) from error
+    for tensor in tensors_of(proto):
+        if tensor.metadata_props:
+            # onnx-ir has its own copy by now, and would write both.
+            del tensor.metadata_props[:]
     inputs = [v for v in model.graph.inputs if v.name not in sparse]
     if len(inputs) != len(model.graph.inputs):
         model.graph.inputs.clear()

@@ -36,7 +36,7 @@ def table(
 
     Args:
         columns: Headings.
-        rows: Cells, any values; None is shown as an empty cell.
+        rows: Cells, any values; a list has a line for each item, None is an empty cell.
         title: A line above the table.
         right: Headings of the columns that are aligned to the right, separated by spaces.
     """
@@ -54,8 +54,13 @@ def table(
             column, justify="right" if column in to_the_right else "left", overflow="fold"
         )
     for row in rows:
-        made.add_row(*("" if cell is None else printable(str(cell)) for cell in row))
+        made.add_row(*map(_cell, row))
     return made
+
+
+def _cell(value: Any) -> str:
+    lines = value if isinstance(value, list) else [] if value is None else [value]
+    return "\n".join(printable(str(line)) for line in lines)
 
 
 def facts(pairs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Table:

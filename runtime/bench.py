@@ -25,7 +25,7 @@ from qgraph.runtime.backend import Session
 from qgraph.runtime.tensors import Array
 
 REST_S = 0.1
-_ROUNDS = 8
+ROUNDS = 8
 _SETTLE_S = 0.06
 
 
@@ -73,6 +73,7 @@ def bench(
     seconds: float = 3.0,
     warmup_s: float = 0.5,
     runs: int | None = None,
+    rounds: int = ROUNDS,
     rest_s: float = REST_S,
 ) -> list[BenchResult]:
     """Time sessions in turn on the same feeds.
@@ -81,9 +82,10 @@ def bench(
         sessions: By name: open sessions, which stay open, or functions that open one, which is
             closed at the end. The first is what the others are compared with.
         feeds: Arrays by input name, the same for all.
-        seconds: Time of counted runs for each session, spread over 8 rounds.
+        seconds: Time of counted runs for each session, spread over the rounds.
         warmup_s: Time of uncounted runs for each session at the beginning, at least one run.
-        runs: Counted runs for each session instead of `seconds`; fewer than 8 make fewer rounds.
+        runs: Counted runs for each session instead of `seconds`; fewer than `rounds` make fewer rounds.
+        rounds: How often the sessions take turns.
         rest_s: Rest before each block, for threads of other sessions to fall asleep.
 
     Returns:
@@ -95,25 +97,26 @@ def bench(
     """
     if not sessions:
         raise UsageError("there is no session to time", fix="give at least one")
-    if seconds <= 0 or warmup_s < 0 or rest_s < 0 or (runs is not None and runs < 1):
+    if seconds <= 0 or rounds < 1 or warmup_s < 0 or rest_s < 0 or (runs is not None and runs < 1):
         raise UsageError("a bench time or number of runs is not positive", fix="give more")
     with ExitStack() as stack:
         opened = {name: _open(entry, stack) for name, entry in sessions.items()}
         for session in opened.values():
             _timed_for(session, feeds, warmup_s)
-        rounds = _rounds(opened, feeds, _block_sizes(runs), seconds / _ROUNDS, rest_s)
-        return _results(opened, rounds, _batch(feeds))
+        sizes = _block_sizes(runs, rounds)
+        blocks = _rounds(opened, feeds, sizes, seconds / rounds, rest_s)
+        return _results(opened, blocks, _batch(feeds))
 
 
 def _open(entry: Session | Callable[[], Session], stack: ExitStack) -> Session:
     return entry if isinstance(entry, Session) else stack.enter_context(entry())
 
 
-def _block_sizes(runs: int | None) -> list[int | None]:
+def _block_sizes(runs: int | None, rounds: int) -> list[int | None]:
     """Runs a block for every round; None is as many as fit in the block's time."""
     if runs is None:
-        return [None] * _ROUNDS
-    count = min(_ROUNDS, runs)
+        return [None] * rounds
+    count = min(rounds, runs)
     return [runs // count + (index < runs % count) for index in range(count)]
 
 

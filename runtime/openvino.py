@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from qgraph.errors import EngineError, QGraphError
-from qgraph.runtime.backend import EngineOptions, FloatPrecision
+from qgraph.runtime.backend import EngineOptions, FloatPrecision, available_cores
 from qgraph.runtime.ort_session import OrtSession, error_line, load_onnxruntime, session_options
 
 _registering = threading.Lock()
@@ -57,9 +57,11 @@ class OpenVino:
 
 def provider_options(options: EngineOptions) -> dict[str, str]:
     """The plugin's options: `load_config` holds OpenVINO properties as JSON."""
-    properties: dict[str, str] = {"INFERENCE_PRECISION_HINT": options.float_precision}
-    if options.threads:
-        properties["INFERENCE_NUM_THREADS"] = str(options.threads)
+    properties = {
+        "INFERENCE_PRECISION_HINT": options.float_precision,
+        # Always said: OpenVINO does not see a container's CPU quota.
+        "INFERENCE_NUM_THREADS": str(options.threads or available_cores()),
+    }
     return {"load_config": json.dumps({"CPU": properties})}
 
 

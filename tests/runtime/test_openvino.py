@@ -10,7 +10,7 @@ from runtime_models import small_cnn
 
 from qgraph.errors import EngineError
 from qgraph.runtime import backend, openvino
-from qgraph.runtime.backend import EngineOptions
+from qgraph.runtime.backend import EngineOptions, available_cores
 from qgraph.runtime.executed import executed_ops
 from qgraph.runtime.reference import open_reference
 
@@ -22,9 +22,13 @@ def needs_openvino() -> None:
         pytest.skip(f"the OpenVINO engine can't run here: {reason}")
 
 
-def test_precision_is_always_written_and_threads_when_given() -> None:
-    assert openvino.provider_options(EngineOptions()) == {
-        "load_config": json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "f32"}})
+def test_precision_and_threads_are_always_written() -> None:
+    config = openvino.provider_options(EngineOptions())
+    assert json.loads(config["load_config"]) == {
+        "CPU": {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": str(available_cores()),
+        }
     }
     config = openvino.provider_options(EngineOptions(threads=3, float_precision="bf16"))
     assert json.loads(config["load_config"]) == {

@@ -1,0 +1,202 @@
+"""`qgraph compile`: a model in, a verified artifact out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qgraph.commands.debugging import (
+    DebugOptions,
+    artifact_folder,
+    debug_hooks,
+    show_times,
+    stop_path,
+    stopped_at,
+)
+from qgraph.commands.options import (
+    Data,
+    Json,
+    Quiet,
+    Samples,
+    Verbose,
+    complete_pass,
+    complete_precision,
+    complete_recipe,
+    complete_target,
+)
+from qgraph.commands.output import Output
+from qgraph.errors import AccuracyError, UsageError
+
+if TYPE_CHECKING:
+    from qgraph.pipeline import Stage
+
+EXAMPLES = """[bold]Examples[/bold]
+
+qgraph compile model.onnx --data samples.npz
+
+qgraph compile model.onnx --data images/ --recipe imagenet-half -o out/
+
+qgraph compile model.onnx --precision fp16
+
+qgraph compile model.onnx --data D --exclude 'head*' --set plan.keep_last=true
+
+qgraph compile model.onnx --data D --verify numeric --dump-ir ir/"""
+
+_DEBUG = "Debugging"
+
+
+def command(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL.onnx", help="The trained model.")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="The artifact; default: MODEL.PRECISION."
+        ),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="What to compile for.", autocompletion=complete_target),
+    ] = "cpu",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp32|fp16|bf16|int8|int8-dynamic",
+            help="Default: the recipe's, int8.",
+            autocompletion=complete_precision,
+        ),
+    ] = None,
+    data: Data = None,
+    samples: Samples = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="A TOML file, or a name from `qgraph recipes`.",
+            autocompletion=complete_recipe,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Nodes or operators that stay in float; repeatable."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass; repeatable."
+        ),
+    ] = None,
+    dump_ir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", rich_help_panel=_DEBUG, help="Write the graph there after every pass."
+        ),
+    ] = None,
+    print_after: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PASS",
+            rich_help_panel=_DEBUG,
+            help="Print the graph on stderr after PASS, or after `all`; repeatable.",
+            autocompletion=complete_pass,
+        ),
+    ] = None,
+    time_passes: Annotated[
+        bool,
+        typer.Option(
+            "--time-passes", metavar="", rich_help_panel=_DEBUG, help="Show each pass's time."
+        ),
+    ] = False,
+    stop_after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PASS",
+            rich_help_panel=_DEBUG,
+            help="Stop after PASS and write the graph to MODEL.after-PASS.onnx, or to -o.",
+            autocompletion=complete_pass,
+        ),
+    ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="structure|onnx|numeric",
+            rich_help_panel=_DEBUG,
+            help="Check the graph after every pass; numeric also runs it against the original, on the "
+            "first sample of --data, else on random values.",
+            autocompletion=lambda: ["structure", "onnx", "numeric"],
+        ),
+    ] = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compile a trained model to the fastest engine that still answers correctly.
+
+    The artifact is a folder: model.onnx, which onnxruntime loads without qgraph, and what was done
+    and measured. int8 takes its ranges from --data; part of it is kept out to verify the result.
+    """
+    from qgraph.commands.progress import ConsoleListener
+    from qgraph.compiler import compile as compile_model
+    from qgraph.debug import Stopped
+
+    out = Output.begin(ctx, verbose, quiet, as_json)
+    stages: list[Stage] = []
+    hooks = debug_hooks(
+        DebugOptions(dump_ir, print_after or [], stop_after, verify), stages, model, data, recipe
+    )
+    stop_at = None if stop_after is None else stop_path(model, stop_after, output)
+    listener = ConsoleListener(out)
+    try:
+        with listener, artifact_folder(output, stop_at) as folder:
+            artifact = compile_model(
+                model,
+                output=folder,
+                target=target,
+                precision=precision,
+                recipe=recipe,
+                data=data,
+                samples=samples,
+                exclude=exclude or [],
+                settings=settings or [],
+                hooks=hooks,
+                listener=listener,
+            )
+            if stop_after is not None:
+                raise UsageError(
+                    f"--stop-after {stop_after}: the pass does not run for this precision",
+                    fix="without --stop-after, -v lists the passes that run",
+                )
+        _summarize(out, artifact.path, listener, stages)
+    except Stopped as stopped:
+        assert stop_at is not None
+        stopped_at(out, stopped, stop_at, stages)
+    except AccuracyError as error:
+        if error.where and not out.shared.json:
+            _summarize(out, Path(error.where), listener, stages)
+        raise
+    finally:
+        for line in listener.untold():
+            out.warn(line)
+        if time_passes and stages:
+            show_times(out, stages)
+
+
+def _summarize(out: Output, folder: Path, listener: Any, stages: "list[Stage]") -> None:
+    from qgraph.artifact import Artifact
+    from qgraph.commands.summary import render
+
+    manifest = Artifact.load(folder).manifest.model_dump(mode="json")
+    if out.shared.json:
+        listener.untold()  # they are in the manifest
+        out.document({"artifact": str(folder), "model": str(folder / "model.onnx"), **manifest})
+        return
+    if out.shared.quiet:
+        return
+    # Who saw them on the terminal need not see them again.
+    told = listener.live and out.stdout.is_terminal
+    listener.untold()
+    out.show(
+        *render(
+            manifest, folder, [] if told else manifest["warnings"], stages if out.verbose else []
+        )
+    )

@@ -1,0 +1,95 @@
+"""Options that several commands have, so that they are spelled and explained once."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+
+@dataclass
+class Shared:
+    """Options that work before and after the command's name; one object a run.
+
+    Attributes:
+        verbose: How often `-v` was given; two show tracebacks.
+        quiet: Print no progress, notes and summaries: only results, warnings and errors.
+        json: Print one JSON document on stdout and nothing else there.
+    """
+
+    verbose: int = 0
+    quiet: bool = False
+    json: bool = False
+
+    def add(self, verbose: int, quiet: bool, json: bool = False) -> None:
+        """Take in what was given in one of the two places."""
+        self.verbose += verbose
+        self.quiet |= quiet
+        self.json |= json
+
+
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        metavar="",
+        show_default=False,
+        help="Show more; -v -v shows tracebacks.",
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", metavar="", help="Print results, warnings and errors only.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", metavar="", help="Print one JSON document on stdout.")
+]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL|ARTIFACT", help="An ONNX file, or a folder from `compile`.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="D",
+        help="Samples: .npz, .npy, a folder of images or arrays, package.module:function, random.",
+    ),
+]
+Samples = Annotated[
+    int | None, typer.Option("--samples", min=1, metavar="N", help="Use at most N samples.")
+]
+
+
+def complete_target(incomplete: str) -> list[str]:
+    """Complete `--target`."""
+    from qgraph.target import targets
+
+    return [name for name in targets() if name.startswith(incomplete)]
+
+
+def complete_precision(incomplete: str) -> list[str]:
+    """Complete `--precision`."""
+    from qgraph.target import PRECISIONS
+
+    return [name for name in PRECISIONS if name.startswith(incomplete)]
+
+
+def complete_pass(incomplete: str) -> list[str]:
+    """Complete the name of a pass."""
+    from qgraph.passes import all_passes
+
+    return [name for name in all_passes() if name.startswith(incomplete)]
+
+
+def complete_engine(incomplete: str) -> list[str]:
+    """Complete `--engine`."""
+    from qgraph.runtime import backends
+
+    return [name for name in backends() if name.startswith(incomplete)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Complete `--recipe` by the names of built-in recipes."""
+    from qgraph.recipe_files import named_recipes
+
+    return [name for name in named_recipes() if name.startswith(incomplete)]
