@@ -18,10 +18,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from qgraph import onnx_io
-from qgraph.passes import load as load_class
 from qgraph.passes.cleanup import CLEANUP
 from qgraph.passes.normalize import Normalize
 from qgraph.pipeline import Pipeline
+from qgraph.registry import load as load_class
 
 NODES_A_BLOCK = 21
 

@@ -1,9 +1,7 @@
 """Compilation passes, and the explicit list of them."""
 
-from importlib import import_module
-
-from qgraph.errors import unknown_name
 from qgraph.pipeline import Pass
+from qgraph.registry import by_name, pick
 
 # Every pass outside the folders that have lists of their own. One line a pass.
 PASSES = [
@@ -18,20 +16,12 @@ PASSES = [
 ]
 
 
-def load(reference: str) -> type[Pass]:
-    """Import the class that a "module:Class" string names."""
-    module, _, name = reference.partition(":")
-    found: type[Pass] = getattr(import_module(module), name)
-    return found
-
-
 def all_passes() -> dict[str, type[Pass]]:
     """Return every registered pass by name: cleanup, fusions and the rest."""
     from qgraph.passes.cleanup import CLEANUP
     from qgraph.passes.fusions import FUSIONS
 
-    classes = [load(reference) for reference in [*CLEANUP, *FUSIONS, *PASSES]]
-    return {each.name: each for each in classes}
+    return by_name([*CLEANUP, *FUSIONS, *PASSES])
 
 
 def pass_class(name: str) -> type[Pass]:
@@ -40,7 +30,4 @@ def pass_class(name: str) -> type[Pass]:
     Raises:
         UsageError: There is none; the nearest name is suggested.
     """
-    known = all_passes()
-    if name not in known:
-        raise unknown_name("pass", name, known)
-    return known[name]
+    return pick("pass", name, all_passes())

@@ -8,7 +8,7 @@ from qgraph.encoding import Encoding, encode_range
 from qgraph.errors import DataError
 from qgraph.facts import Plan
 from qgraph.graph import Graph
-from qgraph.passes.collect import extremes
+from qgraph.passes.collect import extremes, sample_count
 from qgraph.passes.observers import Observer, observer
 from qgraph.pipeline import Pass, PassReport
 
@@ -55,7 +55,7 @@ class Calibrate(Pass):
         watchers: dict[str, Observer] = {name: kind() for name in names}
         if context.data is None:
             raise DataError("calibration needs data", fix="pass --data")
-        total = getattr(context.data, "expected", None)
+        total = sample_count(context.data)
         seen = 0
         for sample in extremes(graph, names, context.data):
             for name, found in sample.items():
@@ -64,7 +64,16 @@ class Calibrate(Pass):
             context.progress("calibrating", seen, total)
         if seen == 0:
             raise DataError("the calibration data has no samples")
-        return {name: watcher.range() for name, watcher in watchers.items()}
+        return {name: _range(name, watcher) for name, watcher in watchers.items()}
+
+
+def _range(name: str, watcher: Observer) -> tuple[float, float]:
+    try:
+        return watcher.range()
+    except ValueError as error:
+        raise DataError(
+            f"{name!r} was empty in every sample", fix="pass data that reaches it, or exclude it"
+        ) from error
 
 
 def encode(plan: Plan, ranges: dict[str, tuple[float, float]]) -> dict[str, Encoding]:

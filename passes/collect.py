@@ -1,7 +1,7 @@
 """Runs a graph on data and reduces values inside the engine: what calibration looks through."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,16 @@ def extremes(
                 yield sample
 
 
+def sample_count(data: Iterable[Any]) -> int | None:
+    """How many samples `data` will give, or None if only running through it can tell."""
+    count: int | None = getattr(data, "expected", len(data) if isinstance(data, Sized) else None)
+    return count
+
+
 def _observed(graph: Graph, names: Sequence[str]) -> Graph:
     """Return a copy of `graph` whose only outputs are the extremes of the named values."""
     copy = Graph(graph.model.clone(), source=graph.source, sparse=graph.sparse)
-    values = {v.name: v for v in [*copy.inputs, *(o for n in copy.nodes() for o in n.outputs)]}
+    values = {v.name: v for v in [*copy.main.inputs, *(o for n in copy.nodes() for o in n.outputs)]}
     outputs = []
     for number, name in enumerate(names):
         value = values[name]

@@ -1,6 +1,5 @@
 """Decides which nodes compute in half precision: ranges, exclusions, and neighbours."""
 
-from collections.abc import Sized
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from qgraph.context import Context
 from qgraph.graph import Graph, Node, Value
-from qgraph.passes.collect import extremes
+from qgraph.passes.collect import extremes, sample_count
 from qgraph.passes.half_types import MOVEMENT, Slots, in_quantized_unit, slots
 from qgraph.pipeline import PassReport
 
@@ -149,7 +148,7 @@ class Chooser:
             return {}
         greatest = dict.fromkeys(values, 0.0)
         data = self.context.data
-        total = len(data) if isinstance(data, Sized) else None
+        total = sample_count(data)
         samples = extremes(self.graph, list(values), data, infinite=True)
         for done, sample in enumerate(samples):
             for name, (low, high) in sample.items():

@@ -23,6 +23,7 @@ def store_weights(
 ) -> list[Node]:
     """Store every large float32 constant in `dtype`; return the nodes that read one.
 
+    Those in bodies of If, Loop and Scan move to the outermost graph.
     Constants of excluded, custom and quantized operators stay as they are, as do those that
     are graph outputs or don't fit.
 
@@ -61,13 +62,16 @@ def store_weights(
         graph.replace(value, cast.outputs[0])
         readers.update(dict.fromkeys(nodes))
         report.did(f"{name}: stored in {dtype.name.lower()}")
-    graph.remove_unread(graph.nodes("Constant"))
+    graph.remove_unread([n for n in graph.walk() if graph.is_standard(n, "Constant")])
     graph.drop_unread_initializers()
     return list(readers)
 
 
 def _constants(graph: Graph) -> list[Value]:
-    return [*graph.initializers, *(node.outputs[0] for node in graph.nodes("Constant"))]
+    """Constants of the graph and of all bodies, which see values of the outermost graph."""
+    kept = [value for each in graph.graphs() for value in each.initializers.values()]
+    made = [n.outputs[0] for n in graph.walk() if graph.is_standard(n, "Constant")]
+    return kept + made
 
 
 def _refusal(

@@ -8,8 +8,10 @@ import onnx_ir as ir
 
 from qgraph.context import Context
 from qgraph.encoding import INTEGERS, Encoding
+from qgraph.errors import UsageError
 from qgraph.facts import Plan, QuantizedWeight
 from qgraph.graph import Graph, Node, Value
+from qgraph.passes.qdq_shield import shield
 from qgraph.pipeline import Pass, PassReport
 
 
@@ -29,6 +31,8 @@ class InsertQDQ(Pass):
 
     def run(self, graph: Graph, context: Context) -> PassReport:
         """Rewrite the graph; facts keep the names that the values had before."""
+        if graph.facts.quantized:
+            raise UsageError("the graph is quantized already", fix="start from the float model")
         writer = _Writer(graph)
         writer.constants()
         writer.activations()
@@ -46,22 +50,30 @@ class _Writer:
         self.nodes = {node.name or "": node for node in graph.nodes()}
         self.report = PassReport()
         self._parameters: dict[int, tuple[Value, Value]] = {}
+        self._weights: dict[int, list[Value]] = {}
 
     # -- weights and biases ------------------------------------------------------------------
 
     def constants(self) -> None:
         for (name, index), weight in self.weights.items():
             node = self.nodes[name]
-            codes = self.graph.constant(f"{_name(node, index)}_codes", weight.codes)
-            scale = self.graph.constant(
-                f"{_name(node, index)}_scale", np.atleast_1d(weight.encoding.scale.squeeze())
-            )
-            zero = np.zeros(scale.const_value.shape.numpy(), INTEGERS[weight.encoding.dtype][2])  # type: ignore[union-attr]
-            zero_point = self.graph.constant(f"{_name(node, index)}_zero_point", zero)
-            self._dequantize(node, index, [codes, scale, zero_point], weight.encoding.axis)
+            constants = self._codes(weight, _name(node, index))
+            self._dequantize(node, index, constants, weight.encoding.axis)
             self.report.did(f"{name}: weight")
         for name, index in self.plan.biases:
             self._bias(self.nodes[name], index)
+
+    def _codes(self, weight: QuantizedWeight, name: str) -> list[Value]:
+        """Codes, scale and zero point as constants, the same ones for all nodes that share them."""
+        if id(weight) not in self._weights:
+            scale = np.atleast_1d(weight.encoding.scale.squeeze())
+            zero = np.zeros(scale.shape, INTEGERS[weight.encoding.dtype][2])
+            self._weights[id(weight)] = [
+                self.graph.constant(f"{name}_codes", weight.codes),
+                self.graph.constant(f"{name}_scale", scale),
+                self.graph.constant(f"{name}_zero_point", zero),
+            ]
+        return self._weights[id(weight)]
 
     def _bias(self, node: Node, index: int) -> None:
         if index >= len(node.inputs):
@@ -96,7 +108,7 @@ class _Writer:
     # -- activations -------------------------------------------------------------------------
 
     def activations(self) -> None:
-        values = {v.name: v for v in [*self.graph.inputs, *self._results()]}
+        values = {v.name: v for v in [*self.graph.main.inputs, *self._results()]}
         # Reads are looked up before anything is rewired: names change on the way.
         for name in self.plan.activations:
             self._activation(values[name], name)
@@ -119,8 +131,14 @@ class _Writer:
         pair = self._pair(source, encoding, name)
         for node, index in readers:
             self.graph.set_input(node, index, pair)
+        for node, index in readers:
+            if index == 0 and (node.name or "", index) not in self.plan.reads:
+                shield(self.graph, node, pair, encoding, self.report)
         if producer is not None and source is not value:
             self.graph.remove_unread([producer])
+        dequantize = pair.producer()
+        if dequantize is not None:  # nobody reads it if every reader was shielded
+            self.graph.remove_unread([dequantize])
         self.report.did(f"{name}: activation")
 
     def _absorb(
@@ -143,8 +161,13 @@ class _Writer:
     def _pair(self, value: Value, encoding: Encoding, name: str) -> Value:
         scale, zero = self._shared(encoding, name)
         producer = value.producer()
-        place = {"after": producer} if producer else {"before": next(iter(self.graph.main))}
-        q = self.graph.insert("QuantizeLinear", [value, scale, zero], name=f"{name}_q", **place)
+        q = self.graph.insert(
+            "QuantizeLinear",
+            [value, scale, zero],
+            after=producer,
+            before=None if producer else next(iter(self.graph.main)),
+            name=f"{name}_q",
+        )
         q.outputs[0].type = ir.TensorType(zero.dtype)  # type: ignore[arg-type]
         q.outputs[0].shape = None if value.shape is None else value.shape.copy()
         dq = self.graph.insert(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx
 import onnx_ir as ir
@@ -27,24 +28,31 @@ class Normalize(Pass):
     the IR version follows it, and shapes are inferred. What fails is reported and left as it is.
 
     Before:
-        ```
-        <ir_version: 3, opset_import: ["" : 9]> g (float[1,3] x, float[3] w) => (float[1,3] y)
-        <float[3] w = {1, 2, 3}> { c = Constant <value_float = 2.0> ()  t = Mul (x, w)
-          y = Mul (t, c) }
-        ```
+        <ir_version: 3, opset_import: ["" : 9]>     # w must be listed as an input, too
+        c = Constant <value_float = 2.0>
+        t = Mul(x, w)
+        y = Mul(t, c)
+
     After:
-        ```
-        <ir_version: 10, opset_import: ["" : 21]> g (float[1,3] x) => (float[1,3] y)
-        <float[3] w = {1, 2, 3}, float c = {2}, float[1,3] t> { [Mul] t = Mul (x, w)
-          [Mul_1] y = Mul (t, c) }
-        ```
-    When: always; it is the first pass.
-    Leaves alone: a Constant that is itself a graph output; Constants in local functions; weights
-        that are also graph inputs, from IR version 4 on, unless `freeze_inputs` is set, because
-        a caller may override them; the opset, where onnx's version converter fails.
-    Numerics: exact. A model of IR version 3 had to list its weights as inputs, so there they
-        become constants.
-    Source: https://onnx.ai/onnx/repo-docs/IR.html and
+        <ir_version: 10, opset_import: ["" : 21]>   # c and w are initializers
+        [Mul] t = Mul(x, w)
+        [Mul_1] y = Mul(t, c)
+
+    When:
+        Always; it is the first pass.
+
+    Leaves alone:
+        A Constant that is itself a graph output; Constants in local functions; weights that are
+        also graph inputs, from IR version 4 on, unless `freeze_inputs` is set, because a caller
+        may override them; the opset, where onnx's version converter fails or the model has local
+        functions.
+
+    Numerics:
+        Exact. A model of IR version 3 had to list its weights as inputs, so there they become
+        constants.
+
+    Source:
+        https://onnx.ai/onnx/repo-docs/IR.html,
         https://onnx.ai/onnx/repo-docs/VersionConverter.html.
 
     Attributes:
@@ -52,7 +60,7 @@ class Normalize(Pass):
         freeze_inputs: Take weights that are listed as graph inputs for constants.
     """
 
-    name = "normalize"
+    name: ClassVar[str] = "normalize"
 
     opset: int = 21
     freeze_inputs: bool = False
@@ -77,12 +85,16 @@ class Normalize(Pass):
     def _run(self, graph: Graph) -> PassReport:
         report = PassReport()
         _default_domain(graph, report)
-        self._free_weights(graph, report)
+        frozen = self.freeze_inputs or graph.model.ir_version < _IR_WITHOUT_INPUTS
+        # First, since both what follows and the converter make initializers that are no inputs.
+        _raise_ir_version(graph, _IR_WITHOUT_INPUTS, report)
+        _free_weights(graph, frozen, report)
         _lift_constants(graph, report)
         # Before the upgrade, which keeps names and finds nodes by them.
         _unique_values(graph, report)
         upgraded = self._upgrade(graph, report)
-        _raise_ir_version(graph, report)
+        needed = onnx.helper.OP_SET_ID_VERSION_MAP.get(("ai.onnx", graph.opset), 0)
+        _raise_ir_version(graph, needed, report)
         if upgraded:
             _unique_values(graph, report)
         _unique_nodes(graph, report)
@@ -92,27 +104,9 @@ class Normalize(Pass):
                 report.warnings.append(problem)
         return report
 
-    def _free_weights(self, graph: Graph, report: PassReport) -> None:
-        inputs = graph.main.inputs
-        both = [value for value in inputs if value.is_initializer()]
-        if not both:
-            return
-        if graph.model.ir_version >= _IR_WITHOUT_INPUTS and not self.freeze_inputs:
-            names = ", ".join(repr(value.name) for value in both[:3])
-            report.warnings.append(
-                f"{len(both)} weights are also graph inputs, so they can't be folded, fused or "
-                f"quantized: {names}{', ...' if len(both) > 3 else ''}; "
-                "set normalize.freeze_inputs=true if no caller overrides them"
-            )
-            return
-        kept = [value for value in inputs if not value.is_initializer()]
-        inputs.clear()
-        inputs.extend(kept)
-        report.did(f"{len(both)} weights that were listed as inputs became constants")
-
     def _upgrade(self, graph: Graph, report: PassReport) -> bool:
         before = graph.opset
-        if before >= self.opset:
+        if before >= self.opset or "" not in graph.model.opset_imports:
             return False
         problem = onnx_io.upgrade_opset(graph, self.opset)
         if problem:
@@ -165,8 +159,26 @@ def _lift(owner: ir.Graph, node: ir.Node, tensor: ir.TensorProtocol) -> None:
     owner.register_initializer(new)
 
 
-def _raise_ir_version(graph: Graph, report: PassReport) -> None:
-    needed = onnx.helper.OP_SET_ID_VERSION_MAP.get(("ai.onnx", graph.opset), 0)
+def _free_weights(graph: Graph, frozen: bool, report: PassReport) -> None:
+    inputs = graph.main.inputs
+    both = [value for value in inputs if value.is_initializer()]
+    if not both:
+        return
+    if not frozen:
+        names = ", ".join(repr(value.name) for value in both[:3])
+        report.warnings.append(
+            f"{len(both)} weights are also graph inputs, so they can't be folded, fused or "
+            f"quantized: {names}{', ...' if len(both) > 3 else ''}; "
+            "set normalize.freeze_inputs=true if no caller overrides them"
+        )
+        return
+    kept = [value for value in inputs if not value.is_initializer()]
+    inputs.clear()
+    inputs.extend(kept)
+    report.did(f"{len(both)} weights that were listed as inputs became constants")
+
+
+def _raise_ir_version(graph: Graph, needed: int, report: PassReport) -> None:
     before = graph.model.ir_version
     if needed > before:
         graph.model.ir_version = needed

@@ -1,12 +1,14 @@
 """Decides which values are quantized, how, and why every other one is not."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
+from qgraph import onnx_io
 from qgraph.context import Context
 from qgraph.encoding import Spec
 from qgraph.errors import UsageError
@@ -38,6 +40,11 @@ class PlanQuantization(Pass):
         """Write `facts.plan`; the graph stays as it is."""
         if not isinstance(context.target, Target):
             raise UsageError("plan needs a target", fix="pass Context(target=...)")
+        if graph.facts.quantized:
+            raise UsageError("the graph is quantized already", fix="start from the float model")
+        graph.name_nodes()
+        if any(out.dtype is None for node in graph.nodes() for out in node.outputs):
+            onnx_io.infer_shapes(graph)
         planner = _Planner(graph, context.target, context.exclude, self)
         graph.facts.plan = planner.plan()
         report = PassReport()
@@ -58,6 +65,9 @@ class _Planner:
         self.reasons: dict[Node, str] = {}
         # Values whose producer hands out codes.
         self.coded: set[Value] = set()
+        # Nodes that take codes whatever else is decided: those that start, and what leads to them.
+        self.eaters: set[Node] = set()
+        self._weight_reasons: dict[Node, str | None] = {}
         anchors = [n for n in graph.nodes("Conv", "Gemm", "MatMul") if self._weight_ok(n) is None]
         self.kept: dict[Node, str] = {}
         if options.keep_first and anchors:
@@ -66,6 +76,9 @@ class _Planner:
             self.kept[anchors[-1]] = "last layer, kept by plan.keep_last"
 
     def plan(self) -> Plan:
+        for node in reversed(self.graph.main):
+            if self._eats(node):
+                self.eaters.add(node)
         for node in self.graph.nodes():
             self._choose(node)
         self._drop_useless_tails()
@@ -80,13 +93,48 @@ class _Planner:
             return
         rule = self.target.rule(node.op_type)
         assert rule is not None
+        if rule.output == "float" and self._only_eaten(self.result(node)):
+            rule = replace(rule, output="quantized")
         self.chosen[node] = rule
         if rule.output != "float":
             self.coded.add(self.result(node))
 
-    def _refusal(self, node: Node) -> str | None:
-        """Say why `node` stays in float, or None if it can be quantized."""
+    def _eats(self, node: Node) -> bool:
+        """Whether `node` runs in integers on its own account, or hands codes on to such nodes."""
+        rule = self.target.rule(node.op_type)
+        if rule is None or not self.graph.is_standard(node):
+            return False
+        if rule.starts:
+            return self._refusal(node) is None
+        # With several activations (Concat) it depends on the others too.
+        several = sum(rule.role(i) == "activation" for i in range(len(node.inputs))) != 1
+        if rule.output != "same" or several or not self._only_eaten(self.result(node)):
+            return False
+        value = node.inputs[0]
+        return value is not None and self._refusal(node, {value}) is None
+
+    def _only_eaten(self, value: Value) -> bool:
+        """Whether all readers of `value`, and at least one, take codes as activations."""
+        uses = list(value.uses())
+        return (
+            bool(uses)
+            and not value.is_graph_output()
+            and all(self._reads_codes(use.node, use.idx) for use in uses)
+        )
+
+    def _reads_codes(self, node: Node, index: int) -> bool:
+        rule = self.target.rule(node.op_type)
+        return node in self.eaters and rule is not None and rule.role(index) == "activation"
+
+    def _refusal(self, node: Node, coded: Collection[Value] | None = None) -> str | None:
+        """Say why `node` stays in float, or None if it can be quantized.
+
+        Args:
+            node: The node.
+            coded: Values that count as coming quantized; None for those chosen so far.
+        """
         target = self.target
+        coded = self.coded if coded is None else coded
         if not self.graph.is_standard(node):
             return f"custom operator of domain {node.domain!r}"
         rule = target.rule(node.op_type)
@@ -109,20 +157,26 @@ class _Planner:
             return "its second output is used"
         if "weight" in rule.roles:
             return self._weight_ok(node)
-        activations = [v for v in data if not self.graph.is_constant(v)]
+        activations = [v for v in data if not self._is_constant(v)]
         if len(activations) != len(data):
             return "one operand is a constant"
         if not rule.starts:
-            coded = [v for v in activations if v in self.coded]
-            if not coded:
+            arriving = [v for v in activations if v in coded]
+            if not arriving:
                 return "no operand arrives quantized"
-            if rule.output == "same" and len(coded) != len(activations):
+            if rule.output == "same" and len(arriving) != len(activations):
                 return "not every operand arrives quantized"
         if self.result(node).is_graph_output() and rule.output != "float":
             return "its result is a graph output, which stays in float"
         return None
 
     def _weight_ok(self, node: Node) -> str | None:
+        """Say why the weights of `node` can't be quantized; looked at once, they may be large."""
+        if node not in self._weight_reasons:
+            self._weight_reasons[node] = self._weight_refusal(node)
+        return self._weight_reasons[node]
+
+    def _weight_refusal(self, node: Node) -> str | None:
         if self.result(node).is_graph_output():
             rule = self.target.rule(node.op_type)
             if rule is None or rule.output != "float":
@@ -135,8 +189,10 @@ class _Planner:
             return f"its weight is {tensor.dtype.name.lower()}, not float32"
         if node.op_type == "MatMul" and len(tensor.shape) != 2:
             return "its weight does not have two axes"
-        if self.graph.is_constant(node.inputs[0]):
+        if self._is_constant(node.inputs[0]):
             return "its data operand is a constant"
+        if not _is_finite(tensor):
+            return "its weight is not finite"
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None:
             found = self.graph.tensor(bias)
@@ -144,11 +200,18 @@ class _Planner:
                 return "its bias is computed"
             if len(found.shape) != 1 or found.size != tensor.shape[weight_axis(node)]:
                 return "its bias is not one value a channel"
+            if not _is_finite(found):
+                return "its bias is not finite"
         if node.op_type == "Gemm":
             plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
             if any(self.graph.attribute(node, k, v) != v for k, v in plain.items()):
                 return "Gemm with alpha, beta or transA"
         return None
+
+    def _is_constant(self, value: Value | None) -> bool:
+        return self.graph.is_constant(value) or (
+            value is not None and value.name in self.graph.sparse
+        )
 
     def _drop_useless_tails(self) -> None:
         """Give back pass-through ops whose codes nobody quantized reads."""
@@ -182,7 +245,10 @@ class _Planner:
         groups = _Groups()
         for node, rule in self.chosen.items():
             name = node.name or ""
-            plan.nodes[name] = (self.target.weight.dtype, f"rule for {node.op_type}: {rule.source}")
+            plan.nodes[name] = (
+                self.target.weight.dtype,
+                f"{self.target.name} runs {node.op_type} in integers",
+            )
             for index, value in enumerate(node.inputs):
                 if value is None:
                     continue
@@ -241,6 +307,12 @@ class _Planner:
         yield from (v for v in self.graph.inputs if v.dtype == ir.DataType.FLOAT)
         for node in self.graph.nodes():
             yield from (v for v in node.outputs if v.dtype == ir.DataType.FLOAT)
+
+
+def _is_finite(tensor: ir.TensorProtocol) -> bool:
+    array = tensor.numpy()
+    # Both are NaN if any element is; that needs no array of truth values beside the weight.
+    return bool(np.isfinite(array.min(initial=0.0)) and np.isfinite(array.max(initial=0.0)))
 
 
 def weight_axis(node: Node) -> int:

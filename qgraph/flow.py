@@ -5,6 +5,7 @@ from typing import Any
 
 from qgraph.errors import UsageError, unknown_name
 from qgraph.pipeline import Pass
+from qgraph.registry import by_name
 
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -74,6 +75,4 @@ def check_options(options: Options) -> None:
 
 
 def _names(references: list[str]) -> list[str]:
-    from qgraph.passes import load
-
-    return [load(reference).name for reference in references]
+    return list(by_name(references))

@@ -7,9 +7,8 @@ use the functions here, so that names stay unique, interfaces stay fixed and fac
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -17,6 +16,10 @@ from numpy.typing import NDArray
 from qgraph.constants import constant_tensor
 from qgraph.facts import Facts
 from qgraph.runtime.backend import TensorInfo
+from qgraph.traversal import bodies, read_only_view, release, walk
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Node = ir.Node
 Value = ir.Value
@@ -105,14 +108,14 @@ class Graph:
 
         A node's bodies come right behind it.
         """
-        yield from _walk(self.main)
+        yield from walk(self.main)
 
     def graphs(self) -> Iterator[ir.Graph]:
         """Yield the outermost graph and every subgraph, outer ones first."""
         yield self.main
-        for node in _walk(self.main):
+        for node in walk(self.main):
             for attr in node.attributes.values() if node.attributes else ():
-                yield from _bodies(attr)
+                yield from bodies(attr)
 
     def array(self, value: Value | None) -> NDArray[Any] | None:
         """Return the value of a constant, or None if `value` is no constant.
@@ -345,7 +348,7 @@ class Graph:
         for node in nodes:
             if node.graph is not None:
                 node.graph.remove(node, safe=True)
-                _release(node)
+                release(node)
 
     def remove_unread(self, nodes: Iterable[Node]) -> int:
         """Remove those of `nodes`, last one first, that nobody reads any more; return how many."""
@@ -356,7 +359,7 @@ class Graph:
             ):
                 continue
             node.graph.remove(node, safe=True)
-            _release(node)
+            release(node)
             count += 1
         return count
 
@@ -379,21 +382,7 @@ class Graph:
         A subgraph's reads count as reads of the node that holds it. The view is a snapshot:
         ask it questions, rewrite through this class.
         """
-        view: nx.DiGraph[Node] = nx.DiGraph()
-        for node in self.main:
-            view.add_node(node)
-            for value in node.inputs:
-                producer = None if value is None else value.producer()
-                if producer is not None and producer.graph is self.main:
-                    view.add_edge(producer, node)
-            for attr in node.attributes.values():
-                for body in _bodies(attr):
-                    for inner in ir.traversal.RecursiveGraphIterator(body):
-                        for value in inner.inputs:
-                            producer = None if value is None else value.producer()
-                            if producer is not None and producer.graph is self.main:
-                                view.add_edge(producer, node)
-        return view
+        return read_only_view(self.main)
 
     def _carry(self, old: Value, new: Value) -> Value:
         assert old.graph is not None
@@ -417,33 +406,6 @@ class Graph:
                     names.add(node.name)
                 names.update(out.name for out in node.outputs if out.name)
         return names
-
-
-def _walk(graph: ir.Graph) -> Iterator[Node]:
-    # Three times as fast as onnx-ir's RecursiveGraphIterator, and every pass walks.
-    for node in graph:
-        yield node
-        if node.attributes:
-            for attr in node.attributes.values():
-                for body in _bodies(attr):
-                    yield from _walk(body)
-
-
-def _release(node: Node) -> None:
-    """Make the bodies of a removed node read nothing, or what they read would look used."""
-    for attr in node.attributes.values():
-        for body in _bodies(attr):
-            for inner in _walk(body):
-                for index in range(len(inner.inputs)):
-                    inner.replace_input_with(index, None)
-
-
-def _bodies(attr: ir.Attr) -> Sequence[ir.Graph]:
-    if attr.type == ir.AttributeType.GRAPH:
-        return [attr.as_graph()]
-    if attr.type == ir.AttributeType.GRAPHS:
-        return list(attr.as_graphs())
-    return []
 
 
 def _type_name(value: Value) -> str:

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Literal
 
 from qgraph.encoding import Spec
-from qgraph.errors import unknown_name
+from qgraph.registry import by_name, pick
 
 Role = Literal["activation", "weight", "bias", "other"]
 
@@ -79,12 +78,7 @@ def targets() -> dict[str, Target]:
     """Return every registered target by name."""
     from qgraph.targets import TARGETS
 
-    found = {}
-    for reference in TARGETS:
-        module, _, name = reference.partition(":")
-        each: Target = getattr(import_module(module), name)
-        found[each.name] = each
-    return found
+    return by_name(TARGETS)
 
 
 def target(name: str) -> Target:
@@ -93,7 +87,4 @@ def target(name: str) -> Target:
     Raises:
         UsageError: There is none; the nearest name is suggested.
     """
-    known = targets()
-    if name not in known:
-        raise unknown_name("target", name, known)
-    return known[name]
+    return pick("target", name, targets())

@@ -4,9 +4,7 @@ A new engine is one file with a class that satisfies `qgraph.runtime.backend.Bac
 `BACKENDS`, and one test file.
 """
 
-from importlib import import_module
-
-from qgraph.errors import unknown_name
+from qgraph.registry import by_name, pick
 from qgraph.runtime.backend import Backend
 
 BACKENDS: tuple[str, ...] = (
@@ -17,8 +15,7 @@ BACKENDS: tuple[str, ...] = (
 
 def backends() -> dict[str, Backend]:
     """Every registered backend by name, usable here or not; imports no engine."""
-    made = [_make(line) for line in BACKENDS]
-    return {item.name: item for item in made}
+    return {name: found() for name, found in by_name(BACKENDS).items()}
 
 
 def backend(name: str) -> Backend:
@@ -27,13 +24,4 @@ def backend(name: str) -> Backend:
     Raises:
         UsageError: There is none of that name; the nearest one is suggested.
     """
-    known = backends()
-    if name not in known:
-        raise unknown_name("backend", name, known)
-    return known[name]
-
-
-def _make(line: str) -> Backend:
-    module, _, cls = line.partition(":")
-    made: Backend = getattr(import_module(module), cls)()
-    return made
+    return pick("backend", name, backends())

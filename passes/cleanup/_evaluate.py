@@ -61,6 +61,8 @@ class Evaluator:
         Raises:
             Exception: Whatever the evaluator raises on inputs that the operator does not take.
         """
+        if node.op_type == "Slice":
+            inputs = _clamped(inputs)
         present = tuple(array is not None for array in inputs)
         evaluator = self._prepared(node, present)
         feeds = {f"i{index}": array for index, array in enumerate(inputs) if array is not None}
@@ -94,3 +96,17 @@ class Evaluator:
         graph = onnx.helper.make_graph([proto], "node", inputs, results)
         opsets = [onnx.helper.make_opsetid("", self._opset)]
         return ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets))
+
+
+def _clamped(inputs: Arrays) -> Arrays:
+    """Clamp the starts of a Slice that goes down, as the operator's definition says.
+
+    The evaluator slices as Python does, which takes nothing from a start before the first element.
+    """
+    if len(inputs) < 5 or inputs[4] is None or inputs[1] is None or inputs[0] is None:
+        return inputs
+    data, starts, steps = inputs[0], inputs[1], inputs[4]
+    axes = inputs[3] if inputs[3] is not None else np.arange(len(starts))
+    lowest = -np.array(data.shape, np.int64)[axes]
+    clamped = np.where(steps < 0, np.maximum(starts, lowest), starts)
+    return [data, clamped.astype(starts.dtype), *inputs[2:]]

@@ -65,6 +65,7 @@ class Tracker:
         """Start with nothing known."""
         self._graph = graph
         self._known: dict[Value, Known] = {}
+        self._unknown = False
 
     def visit(self, node: Node) -> Known | None:
         """Work out the node's first output, remember it, and return it."""
@@ -95,8 +96,8 @@ class Tracker:
         return Known(tuple(map(int, array.reshape(-1))), array.ndim == 0, tensor.dtype)
 
     def open_chains(self) -> bool:
-        """Whether a value was met that consists of dimensions not all of which are known."""
-        return any(
+        """Whether a shape was met that was not known, or not all of whose dimensions were."""
+        return self._unknown or any(
             not known.complete and value.producer() is not None and value.uses()
             for value, known in self._known.items()
         )
@@ -126,6 +127,7 @@ class Tracker:
         """Rule for Shape."""
         found = dims(self._graph, node.inputs[0])
         if found is None:
+            self._unknown = True
             return None
         start = Graph.attribute(node, "start", 0)
         end = Graph.attribute(node, "end", len(found))
@@ -169,7 +171,15 @@ def _slice(tracker: Tracker, node: Node) -> Known | None:
         return None
     if len(starts) != 1 or len(ends) != 1 or steps == (0,):
         return None
-    return Known(data.elements[slice(starts[0], ends[0], steps[0])], False, data.dtype)
+    return Known(data.elements[_clamped(starts[0], ends[0], steps[0], data)], False, data.dtype)
+
+
+def _clamped(start: int, end: int, step: int, data: Known) -> slice:
+    count = len(data.elements)
+    # Going down, ONNX takes a start before the first element for the first; Python takes nothing.
+    if step < 0 and start < -count:
+        start = -count
+    return slice(start, end, step)
 
 
 def _concat(tracker: Tracker, node: Node) -> Known | None:

@@ -49,7 +49,9 @@ def _itemsize(node: Node, inputs: Tensors) -> int:
     if node.op_type == "ConstantOfShape":
         value = Graph.attribute(node, "value")
         return 4 if value is None else math.ceil(value.dtype.itemsize)
-    return max((math.ceil(t.dtype.itemsize) for t in inputs if t is not None), default=8)
+    # All others return the type of what they work on; only Where has that in second place.
+    source = inputs[1 if node.op_type == "Where" else 0]
+    return 8 if source is None else math.ceil(source.dtype.itemsize)
 
 
 def _shape(tensor: ir.TensorProtocol | None) -> tuple[int, ...]:

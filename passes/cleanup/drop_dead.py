@@ -10,6 +10,7 @@ import onnx_ir as ir
 from qgraph.context import Context
 from qgraph.graph import Graph, Node
 from qgraph.pipeline import Pass, PassReport
+from qgraph.traversal import bodies
 
 # Operators of these domains are known to do nothing but compute their outputs.
 _PURE = frozenset({"", "ai.onnx.ml", "com.microsoft"})
@@ -71,11 +72,8 @@ def _drop_nodes(graph: Graph, owner: ir.Graph, pure: frozenset[str], report: Pas
             _drop_outputs(graph, node, report)
         # What only a dead node of a subgraph reads comes before, so it is still to be visited.
         for attr in node.attributes.values():
-            if attr.type == ir.AttributeType.GRAPH:
-                _drop_nodes(graph, attr.as_graph(), pure, report)
-            elif attr.type == ir.AttributeType.GRAPHS:
-                for body in attr.as_graphs():
-                    _drop_nodes(graph, body, pure, report)
+            for body in bodies(attr):
+                _drop_nodes(graph, body, pure, report)
 
 
 def _is_read(value: ir.Value) -> bool:

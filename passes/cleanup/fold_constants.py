@@ -14,8 +14,10 @@ from qgraph.onnx_io import collector_paused, infer_shapes
 from qgraph.passes.cleanup._branches import inline_branch
 from qgraph.passes.cleanup._evaluate import FOLDABLE, Evaluator, quiet_numpy
 from qgraph.passes.cleanup._partial import Dim, Tracker, dims
+from qgraph.passes.cleanup._shapes import replaceable
 from qgraph.passes.cleanup._sizes import TooLargeError, result_bytes
 from qgraph.pipeline import Pass, PassReport
+from qgraph.traversal import bodies
 
 # Every sweep but the last folds something; a chain of shapes behind shapes this long is no model.
 _MAX_SWEEPS = 5
@@ -40,8 +42,8 @@ class FoldConstants(Pass):
         can be told beforehand; or the result is a small integer vector all of whose elements
         come from constants and known dimensions; or it is the shape of a Reshape with one
         unknown element (it becomes -1) and otherwise such that equal those of the input (they
-        become 0); or an If whose condition is constant, which its body replaces. Inside subgraphs
-        too.
+        become 0); or an If whose condition is constant, which its body replaces; or a CastLike of
+        a constant, which becomes a Cast first. Inside subgraphs too.
 
     Leaves alone:
         Results that are larger than the inputs by more than `max_bytes`; strings, sequences,
@@ -111,14 +113,13 @@ class _Sweep:
         if node.domain == "":
             if node.op_type == "If" and self.decide(node):
                 return
+            if node.op_type == "CastLike" and self.cast(node):
+                return
             if self.fold_all(node) or self.fold_shape(node):
                 return
         for attr in node.attributes.values():
-            if attr.type == ir.AttributeType.GRAPH:
-                self.over(attr.as_graph())
-            elif attr.type == ir.AttributeType.GRAPHS:
-                for body in attr.as_graphs():
-                    self.over(body)
+            for body in bodies(attr):
+                self.over(body)
 
     def decide(self, node: Node) -> bool:
         """Inline the branch of an If whose condition is known."""
@@ -131,12 +132,28 @@ class _Sweep:
             self.visit(inner)
         return True
 
+    def cast(self, node: Node) -> bool:
+        """Turn a CastLike of a constant into a Cast, since only a type is asked of its model."""
+        source, like = node.inputs[0], node.inputs[1]
+        if source is None or like is None or like.dtype is None or not self.constant(source):
+            return False
+        to = ir.AttrInt64("to", int(like.dtype))
+        attributes: dict[str, ir.Attr] = {"to": to, **node.attributes}
+        new = self.graph.insert(
+            "Cast", [source], before=node, attributes=attributes, like=node.outputs[0]
+        )
+        self.report.did(f"CastLike {node.name} is a Cast")
+        self.graph.replace(node.outputs[0], new.outputs[0])
+        self.graph.remove(node)
+        self.visit(new)
+        return True
+
     def fold_all(self, node: Node) -> bool:
         """Fold a node all of whose inputs are constants."""
         if not node.inputs or not all(v is None or self.constant(v) for v in node.inputs):
             return False
         if node.op_type == "Identity":
-            return False  # drop_identities does it without a copy
+            return self.bypass(node)
         inputs = [self.graph.tensor(value) for value in node.inputs]
         if any(t is not None and t.dtype not in FOLDABLE for t in inputs):
             return False
@@ -153,6 +170,16 @@ class _Sweep:
             self.report.refuse(node.name or "", "the result is not of the declared type")
             return False
         self.replace(node, results)
+        return True
+
+    def bypass(self, node: Node) -> bool:
+        """Let readers of an Identity read the constant itself."""
+        source = node.inputs[0]
+        if source is None or not replaceable(node.outputs[0], source):
+            return False
+        self.graph.replace(node.outputs[0], source)
+        self.graph.remove(node)
+        self.report.did(f"Identity {node.name}")
         return True
 
     def constant(self, value: Value) -> bool:

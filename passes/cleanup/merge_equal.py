@@ -13,6 +13,7 @@ from qgraph.context import Context
 from qgraph.graph import Graph, Node, Value
 from qgraph.passes.cleanup._shapes import replaceable
 from qgraph.pipeline import Pass, PassReport
+from qgraph.traversal import bodies
 
 _DOMAINS = frozenset({"", "ai.onnx.ml"})
 _RANDOM = frozenset(
@@ -90,11 +91,8 @@ def _merge_nodes(graph: Graph, owner: ir.Graph, seen: dict[Any, Node], report: P
                 report.did(f"{node.op_type} {node.name} is {twin.name}")
                 continue
         for attr in node.attributes.values():
-            if attr.type == ir.AttributeType.GRAPH:
-                _merge_nodes(graph, attr.as_graph(), seen, report)
-            elif attr.type == ir.AttributeType.GRAPHS:
-                for body in attr.as_graphs():
-                    _merge_nodes(graph, body, seen, report)
+            for body in bodies(attr):
+                _merge_nodes(graph, body, seen, report)
     for key in added:
         del seen[key]
 
@@ -153,6 +151,8 @@ def _merge_constants(graph: Graph, values: Iterable[Value], report: PassReport) 
         tensor = value.const_value
         if tensor is None or value.is_graph_input() or value.is_graph_output():
             continue
+        if not value.uses():
+            continue  # as those that an earlier run merged, until drop_dead comes
         if tensor.dtype != ir.DataType.STRING:
             kinds[tensor.dtype, tensor.shape.numpy()].append(value)
     for alike in kinds.values():

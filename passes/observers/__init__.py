@@ -4,13 +4,12 @@ An observer sees one sample's values at a time, so its answer does not depend on
 merges with another that saw other samples, so it does not depend on order or sharding.
 """
 
-from importlib import import_module
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qgraph.errors import unknown_name
+from qgraph.registry import by_name, pick
 
 # One line an observer.
 OBSERVERS = [
@@ -47,12 +46,7 @@ class Observer(Protocol):
 
 def observers() -> dict[str, type[Observer]]:
     """Return every registered observer by name."""
-    found: dict[str, type[Observer]] = {}
-    for reference in OBSERVERS:
-        module, _, name = reference.partition(":")
-        each: type[Observer] = getattr(import_module(module), name)
-        found[each.name] = each
-    return found
+    return by_name(OBSERVERS)
 
 
 def observer(name: str) -> type[Observer]:
@@ -61,7 +55,4 @@ def observer(name: str) -> type[Observer]:
     Raises:
         UsageError: There is none; the nearest name is suggested.
     """
-    known = observers()
-    if name not in known:
-        raise unknown_name("observer", name, known)
-    return known[name]
+    return pick("observer", name, observers())

@@ -1,13 +1,12 @@
 """Weight quantizers: arrays in, arrays out, no graph code."""
 
 from collections.abc import Callable
-from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.encoding import Encoding, Spec
-from qgraph.errors import unknown_name
+from qgraph.registry import load, pick
 
 # (weight float [K, N], spec, gram float [K, K] or None) -> codes [K, N], encoding, loss
 WeightQuantizer = Callable[
@@ -27,8 +26,5 @@ def weight_quantizer(name: str) -> WeightQuantizer:
     Raises:
         UsageError: There is none; the nearest name is suggested.
     """
-    if name not in WEIGHT_QUANTIZERS:
-        raise unknown_name("weight quantizer", name, WEIGHT_QUANTIZERS)
-    module, _, function = WEIGHT_QUANTIZERS[name].partition(":")
-    found: WeightQuantizer = getattr(import_module(module), function)
+    found: WeightQuantizer = load(pick("weight quantizer", name, WEIGHT_QUANTIZERS))
     return found

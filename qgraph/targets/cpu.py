@@ -45,7 +45,7 @@ CPU = Target(
         "Sigmoid": "float activation function",
         "HardSwish": "float activation function",
         "GRU": "onnxruntime has no integer GRU",
-        "LSTM": "static int8 has no LSTM; --precision int8-dynamic is the closest",
+        "LSTM": "ONNX has no integer LSTM",
     },
     # onnxruntime puts Casts around operators that it has no float16 kernel for. Of ONNX's own
     # node tests (onnx.backend.test) only those with these operators fail in float16: they have a

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from qgraph.passes import PASSES, all_passes, load
+from qgraph.passes import PASSES, all_passes
 from qgraph.passes.cleanup import CLEANUP
 from qgraph.passes.fusions import FUSIONS
 from qgraph.pipeline import Fusion, Pass
+from qgraph.registry import load
 
 TESTS = Path(__file__).resolve().parent
 REFERENCES = [*CLEANUP, *FUSIONS, *PASSES]
