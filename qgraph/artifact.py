@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 
-from qgraph.errors import ArtifactError, EngineError
+from qgraph.errors import ArtifactError, EngineError, QGraphError
 from qgraph.manifest import SCHEMA_VERSION, Manifest
 
 if TYPE_CHECKING:
@@ -155,6 +155,9 @@ def draft(path: Path) -> Iterator[Path]:
                 folder.rmdir()
             except OSError:
                 break
+        if isinstance(error, QGraphError) and scratch is not None:
+            # The scratch folder's name means nothing to the user.
+            error.where = error.where.replace(str(scratch), str(path))
         if isinstance(error, OSError):
             raise ArtifactError(
                 f"can't write: {error.strerror or error}", where=str(path)

@@ -1,36 +1,30 @@
 """The story of a compile, from a model file to an artifact."""
 
-import hashlib
-import json
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from qgraph import __version__, flow, onnx_io
-from qgraph.artifact import ENCODINGS, EXPLAIN, MODEL, Artifact, check_output, draft
+from qgraph import __version__, flow, onnx_io, record
+from qgraph.artifact import MODEL, Artifact, check_output, draft
 from qgraph.context import Context
 from qgraph.data import DataSet, open_data
 from qgraph.engine_choice import Selection, select_engine
-from qgraph.errors import AccuracyError, ArtifactError, UsageError, unknown_name
-from qgraph.explain import explanation, node_precisions
+from qgraph.errors import AccuracyError
+from qgraph.explain import node_precisions
 from qgraph.graph import Graph
-from qgraph.listener import Listener, Silent
-from qgraph.manifest import Accuracy, Engine, Manifest, Source, StageRecord
+from qgraph.job import Job, output_folder, resolve
+from qgraph.listener import Listener
+from qgraph.manifest import Accuracy, Engine, Manifest
 from qgraph.pipeline import Hook, Pass, Pipeline, Stage
-from qgraph.recipe import Recipe, load_recipe, with_settings
+from qgraph.recipe import Recipe
 from qgraph.recognise import quantized_ops
-from qgraph.target import PRECISIONS, Target
-from qgraph.target import target as named_target
 from qgraph.verify import Outputs, reference_outputs, verify
 
 Kind = Literal["held out", "calibration", "random"]
@@ -41,25 +35,6 @@ VERIFY_SAMPLES = 64
 RANDOM_SAMPLES = 4
 # Two runs of one artifact differ by about this much.
 SLOWER_BY = 1.02
-
-
-@dataclass
-class Job:
-    """One compile, resolved: names looked up, options checked."""
-
-    target: Target
-    recipe: Recipe
-    requested: str
-    precision: str
-    exclude: tuple[str, ...]
-    listener: Listener
-    warnings: list[str]
-
-    def warn(self, line: str) -> None:
-        """Keep a warning for the manifest and tell it, once."""
-        if line not in self.warnings:
-            self.warnings.append(line)
-            self.listener.warn(line)
 
 
 def compile(
@@ -102,12 +77,12 @@ def compile(
         ModelError, DataError, EngineError, ArtifactError: What the names say.
         AccuracyError: The artifact misses the recipe's floor; it is kept, marked as failed.
     """
-    job = _resolve(target, precision, recipe, exclude, settings, listener)
-    folder = _folder(model, output, job)
+    job = resolve(target, precision, recipe, exclude, settings, listener)
+    folder = output_folder(model, output, job)
     check_output(folder)
     with _original(model) as original:
         job.listener.stage("loading")
-        graph = onnx_io.load(model if isinstance(model, Graph) else original)
+        graph = onnx_io.load(original)
         for note in graph.notes:
             job.warn(note)
         dataset, calibration, held_out = _data(graph, data, samples, job)
@@ -115,7 +90,7 @@ def compile(
             stages, floating = _rewrite(graph, job, calibration, passes, hooks, scratch)
             job.listener.stage("writing")
             written = onnx_io.save(graph, scratch / MODEL)
-            _write_facts(graph, scratch)
+            record.write_facts(graph, scratch)
             nodes = node_precisions(graph, job.precision)
             kind, feeds = _feeds(graph, held_out, calibration)
             del graph
@@ -132,26 +107,25 @@ def compile(
             manifest = Manifest(
                 qgraph_version=__version__,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
-                packages=_packages(),
-                source=_source(original, model),
+                packages=record.packages(),
+                source=record.source(original, model),
                 target=job.target.name,
                 requested_precision=job.requested,
                 precision=job.precision,
                 recipe=job.recipe.model_dump(mode="json"),
                 data=dataset.describe() if dataset else None,
                 random_calibration=bool(dataset and dataset.random),
-                stages=[_record(stage) for stage in stages],
+                stages=[record.stage_record(stage) for stage in stages],
                 warnings=job.warnings,
                 engine=Engine(backend=selection.backend, options=selection.options),
                 timings=selection.timings,
                 accuracy=accuracy,
                 nodes=nodes,
-                original_bytes=_size_of(original),
+                original_bytes=record.model_bytes(original),
                 artifact_bytes=sum(path.stat().st_size for path in written),
                 files=sorted(path.name for path in scratch.iterdir()),
             )
-            text = manifest.model_dump_json(indent=2)
-            (scratch / "manifest.json").write_text(text, encoding="utf-8")
+            record.write_manifest(manifest, scratch)
     artifact = Artifact.load(folder)
     if accuracy is not None and not accuracy.passed:
         raise AccuracyError(
@@ -163,39 +137,7 @@ def compile(
     return artifact
 
 
-# -- before anything runs --------------------------------------------------------------------------
-
-
-def _resolve(
-    target: str,
-    precision: str | None,
-    recipe: str | os.PathLike[str] | Recipe | None,
-    exclude: Sequence[str],
-    settings: Sequence[str],
-    listener: Listener | None,
-) -> Job:
-    hardware = named_target(target)
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or "default")
-    loaded = with_settings(loaded, list(settings))
-    flow.check_options(loaded.passes)
-    wanted = precision or loaded.precision or hardware.default_precision
-    if wanted not in hardware.precisions:
-        if wanted in PRECISIONS:
-            raise UsageError(
-                f"target {hardware.name!r} has no {wanted}",
-                fix=f"choose one of: {', '.join(hardware.precisions)}",
-            )
-        raise unknown_name("precision", wanted, hardware.precisions)
-    globs = (*loaded.exclude, *exclude)
-    return Job(hardware, loaded, wanted, wanted, globs, listener or Silent(), [])
-
-
-def _folder(model: Any, output: str | os.PathLike[str] | None, job: Job) -> Path:
-    if output is not None:
-        return Path(output)
-    if not isinstance(model, str | os.PathLike):
-        raise UsageError("a model that is no file needs an output folder", fix="pass output=")
-    return Path(f"{Path(model).stem}.{job.requested}")
+# -- before anything runs ------------------------------------------------------------------------
 
 
 @contextmanager
@@ -290,31 +232,6 @@ def _rewrite(
     return stages, floating
 
 
-def _record(stage: Stage) -> StageRecord:
-    return StageRecord(
-        name=stage.name,
-        seconds=round(stage.seconds, 4),
-        changed=stage.report.changed,
-        options=stage.options,
-        refused=dict(Counter(refusal.reason for refusal in stage.report.refused)),
-        warnings=stage.report.warnings,
-    )
-
-
-def _write_facts(graph: Graph, scratch: Path) -> None:
-    encodings = graph.facts.encodings or {}
-    weights = graph.facts.weights or {}
-    content: dict[str, Any] = {
-        "activations": {name: encodings[name].to_json() for name in sorted(encodings)},
-        "weights": {
-            f"{name}:{index}": weight.encoding.to_json() | {"relative_error": weight.loss}
-            for (name, index), weight in sorted(weights.items())
-        },
-    }
-    (scratch / ENCODINGS).write_text(json.dumps(content), encoding="utf-8")
-    (scratch / EXPLAIN).write_text(json.dumps(explanation(graph), indent=1), encoding="utf-8")
-
-
 def _remove_float(floating: Path | None, scratch: Path) -> None:
     if floating is not None:
         for file in scratch.glob(f"{floating.name}*"):
@@ -373,38 +290,3 @@ def _verify(
             min_cosine=floor.min_cosine if judged else None,
             progress=job.listener.progress,
         )
-
-
-def _packages() -> dict[str, str]:
-    names = (
-        "numpy",
-        "onnx",
-        "onnx-ir",
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "onnxruntime-ep-openvino",
-    )
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _source(original: Path, model: Any) -> Source:
-    digest = hashlib.sha256()
-    try:
-        with original.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise ArtifactError(f"can't be read: {error.strerror}", where=str(original)) from error
-    name = original.name if isinstance(model, str | os.PathLike) else f"<{type(model).__name__}>"
-    return Source(name=name, sha256=digest.hexdigest(), bytes=_size_of(original))
-
-
-def _size_of(original: Path) -> int:
-    """Bytes of a model with its external data."""
-    return original.stat().st_size + onnx_io.external_bytes(original)

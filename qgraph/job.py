@@ -1,0 +1,71 @@
+"""What one compile was asked for: names looked up, options checked, before anything runs."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qgraph import flow
+from qgraph.errors import UsageError, unknown_name
+from qgraph.listener import Listener, Silent
+from qgraph.recipe import Recipe, load_recipe, with_settings
+from qgraph.target import PRECISIONS, Target
+from qgraph.target import target as named_target
+
+
+@dataclass
+class Job:
+    """One compile, resolved: names looked up, options checked."""
+
+    target: Target
+    recipe: Recipe
+    requested: str
+    precision: str
+    exclude: tuple[str, ...]
+    listener: Listener
+    warnings: list[str]
+
+    def warn(self, line: str) -> None:
+        """Keep a warning for the manifest and tell it, once."""
+        if line not in self.warnings:
+            self.warnings.append(line)
+            self.listener.warn(line)
+
+
+def resolve(
+    target: str,
+    precision: str | None,
+    recipe: str | os.PathLike[str] | Recipe | None,
+    exclude: Sequence[str],
+    settings: Sequence[str],
+    listener: Listener | None,
+) -> Job:
+    """Look up every name and check every option.
+
+    Raises:
+        UsageError: Something is unknown, or the target has no such precision.
+    """
+    hardware = named_target(target)
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or "default")
+    loaded = with_settings(loaded, list(settings))
+    flow.check_options(loaded.passes)
+    wanted = precision or loaded.precision or hardware.default_precision
+    if wanted not in hardware.precisions:
+        if wanted in PRECISIONS:
+            raise UsageError(
+                f"target {hardware.name!r} has no {wanted}",
+                fix=f"choose one of: {', '.join(hardware.precisions)}",
+            )
+        raise unknown_name("precision", wanted, hardware.precisions)
+    globs = (*loaded.exclude, *exclude)
+    return Job(hardware, loaded, wanted, wanted, globs, listener or Silent(), [])
+
+
+def output_folder(model: Any, output: str | os.PathLike[str] | None, job: Job) -> Path:
+    """Return the artifact's folder: as given, or `<model>.<precision>` in the current one."""
+    if output is not None:
+        return Path(output)
+    if not isinstance(model, str | os.PathLike):
+        raise UsageError("a model that is no file needs an output folder", fix="pass output=")
+    return Path(f"{Path(model).stem}.{job.requested}")

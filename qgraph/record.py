@@ -1,0 +1,90 @@
+"""What a compile writes down beside the model: manifest entries, encodings, explanations."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qgraph import onnx_io
+from qgraph.artifact import ENCODINGS, EXPLAIN, MANIFEST
+from qgraph.errors import ArtifactError
+from qgraph.explain import explanation
+from qgraph.graph import Graph
+from qgraph.manifest import Manifest, Source, StageRecord
+from qgraph.pipeline import Stage
+
+
+def stage_record(stage: Stage) -> StageRecord:
+    """Shorten what a pass did to what the manifest keeps."""
+    return StageRecord(
+        name=stage.name,
+        seconds=round(stage.seconds, 4),
+        changed=stage.report.changed,
+        options=stage.options,
+        refused=dict(Counter(refusal.reason for refusal in stage.report.refused)),
+        warnings=stage.report.warnings,
+    )
+
+
+def write_manifest(manifest: Manifest, scratch: Path) -> None:
+    """Write `manifest.json`."""
+    (scratch / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+
+
+def write_facts(graph: Graph, scratch: Path) -> None:
+    """Write `encodings.json` and `explain.json`."""
+    encodings = graph.facts.encodings or {}
+    weights = graph.facts.weights or {}
+    content: dict[str, Any] = {
+        "activations": {name: encodings[name].to_json() for name in sorted(encodings)},
+        "weights": {
+            f"{name}:{index}": weight.encoding.to_json() | {"relative_error": weight.loss}
+            for (name, index), weight in sorted(weights.items())
+        },
+    }
+    (scratch / ENCODINGS).write_text(json.dumps(content), encoding="utf-8")
+    (scratch / EXPLAIN).write_text(json.dumps(explanation(graph), indent=1), encoding="utf-8")
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of the installed packages that decide a result."""
+    names = (
+        "numpy",
+        "onnx",
+        "onnx-ir",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "onnxruntime-ep-openvino",
+    )
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def source(original: Path, model: Any) -> Source:
+    """Name, hash and size of the model that was given.
+
+    Raises:
+        ArtifactError: The file can't be read any more.
+    """
+    digest = hashlib.sha256()
+    try:
+        with original.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise ArtifactError(f"can't be read: {error.strerror}", where=str(original)) from error
+    name = original.name if isinstance(model, str | os.PathLike) else f"<{type(model).__name__}>"
+    return Source(name=name, sha256=digest.hexdigest(), bytes=model_bytes(original))
+
+
+def model_bytes(original: Path) -> int:
+    """Bytes of a model with its external data."""
+    return original.stat().st_size + onnx_io.external_bytes(original)
