@@ -36,6 +36,10 @@ def upgrade_opset(graph: Graph, version: int) -> str | None:
         try:
             before = light_proto(graph)
             after = onnx.version_converter.convert_version(before, version)
+            names = {name for graph in _graphs(before.graph) for name in _results(graph)}
+            for number, body in enumerate(_graphs(after.graph)):
+                if number:
+                    _rename(body, {n: f"{n}_{number}" for n in _results(body) if n not in names})
             onnx.checker.check_model(after)
         except Exception as error:  # noqa: BLE001 - a C++ library; any failure keeps the old opset
             return f"onnx's version converter failed: {first_line(error)}"
@@ -50,6 +54,31 @@ def upgrade_opset(graph: Graph, version: int) -> str | None:
     graph.model.opset_imports[""] = version
     graph.forget_names()
     return None
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and its subgraphs, outer ones first."""
+    yield graph
+    for node in graph.node:
+        for body in _bodies(node).values():
+            yield from _graphs(body)
+
+
+def _results(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield from node.output
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Rename values of a body: the converter numbers those it makes anew in every graph."""
+    if not names:
+        return
+    for each in _graphs(graph):
+        for node in each.node:
+            for side in (node.input, node.output):
+                for index, name in enumerate(side):
+                    if name in names:
+                        side[index] = names[name]
 
 
 def _lost(before: onnx.GraphProto, after: onnx.GraphProto) -> str:

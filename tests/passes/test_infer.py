@@ -17,14 +17,11 @@ def test_it_fills_in_what_a_rewrite_left_open() -> None:
 
 
 def test_a_failure_is_a_warning_and_nothing_is_lost() -> None:
-    graph = onnx_io.load(
-        model(
-            "g (float[2,3] x) => (float[2,3] z) { z = Add(x, c) }",
-            {"c": np.ones((2, 3), np.float32)},
-        )
-    )
-    graph.main.inputs[0].shape = graph.main.inputs[0].shape.copy()
-    graph.main.inputs[0].shape[0] = 5
+    text = "g (float[2,3] x) => (float[2,3] z) { z = Add(x, c) }"
+    graph = onnx_io.load(model(text, {"c": np.ones((2, 3), np.float32)}))
+    add = next(graph.nodes("Add"))
+    add.resize_inputs(1)
     (stage,) = Pipeline([InferShapes()]).run(graph)
-    assert [n.op_type for n in graph.nodes()] == ["Add"]
-    assert len(stage.report.warnings) == 1 and "shape inference" in stage.report.warnings[0]
+    assert next(graph.nodes("Add")) is add
+    assert len(stage.report.warnings) == 1
+    assert "shape inference failed" in stage.report.warnings[0]

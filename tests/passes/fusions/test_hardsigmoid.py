@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from qgraph import onnx_io
-from qgraph.passes import load
 from qgraph.passes.fusions import FUSIONS
 from qgraph.passes.fusions.hardsigmoid import HardSigmoid
 from qgraph.pipeline import Pipeline
+from qgraph.registry import load
 
 SHAPE = {"x": ["batch", 4, 3, 3]}
 

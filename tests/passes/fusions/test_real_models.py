@@ -6,11 +6,11 @@ from harness import assert_close, interface, ops, random_feeds, run_reference
 from realmodels import shared
 
 from qgraph import onnx_io
-from qgraph.passes import load
 from qgraph.passes.cleanup import CLEANUP
 from qgraph.passes.fusions import FUSIONS
 from qgraph.passes.infer import InferShapes
 from qgraph.pipeline import Pipeline
+from qgraph.registry import load
 
 
 @pytest.mark.slow
