@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from qgraph import onnx_io
+from qgraph.collector import collector_paused
 from qgraph.constants import constant_tensor
 from qgraph.context import Context
 from qgraph.errors import UsageError
@@ -79,7 +80,7 @@ class Normalize(Pass):
 
     def run(self, graph: Graph, context: Context) -> PassReport:
         """Normalize the whole model."""
-        with onnx_io.collector_paused():
+        with collector_paused():
             return self._run(graph)
 
     def _run(self, graph: Graph) -> PassReport:

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
+from qgraph.collector import collector_paused
 from qgraph.errors import ArtifactError, ModelError
 from qgraph.graph import Graph
 from qgraph.onnx_checks import (
@@ -21,7 +22,6 @@ from qgraph.onnx_checks import (
     tensors_of,
 )
 from qgraph.onnx_convert import (
-    collector_paused,
     infer_shapes,
     inline,
     quiet_onnx_ir,
@@ -32,7 +32,6 @@ from qgraph.onnx_upgrade import upgrade_opset
 
 __all__ = [
     "check",
-    "collector_paused",
     "external_bytes",
     "from_proto",
     "infer_shapes",

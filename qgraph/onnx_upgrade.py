@@ -12,9 +12,10 @@ from contextlib import suppress
 import onnx
 import onnx_ir as ir
 
+from qgraph.collector import collector_paused
 from qgraph.graph import Graph
 from qgraph.onnx_checks import first_line
-from qgraph.onnx_convert import collector_paused, fill_in, light_proto
+from qgraph.onnx_convert import fill_in, light_proto
 
 # Values by name; the first map is that of the graph at hand, the others those of outer graphs.
 Scope = ChainMap[str, ir.Value]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
 
+from qgraph.collector import collector_paused
 from qgraph.errors import QGraphError, UsageError, unknown_name
 from qgraph.facts import FACTS
 from qgraph.graph import Graph, Node, Value
@@ -223,21 +224,11 @@ class Pipeline:
 
             context = Context()
         stages = []
-        for each in self.passes:
-            missing = each.needs - graph.facts.present()
-            if missing:
-                raise UsageError(f"pass {each.name!r} needs {', '.join(sorted(missing))}")
-            context.starting(each.name)
-            start = time.perf_counter()
-            report = each.run(graph, context)
-            for fact in each.breaks:
-                graph.facts.drop(fact)
-            seconds = time.perf_counter() - start
-            stage = Stage(each.name, seconds, report, each.options(), each.numerics)
-            stages.append(stage)
-            context.finished(stage)
-            for hook in self.hooks:
-                hook(graph, stage)
+        with collector_paused():
+            for each in self.passes:
+                stages.append(_run_one(each, graph, context))
+                for hook in self.hooks:
+                    hook(graph, stages[-1])
         return stages
 
     def _check_order(self) -> None:
@@ -263,3 +254,18 @@ class Pipeline:
         if after:
             return f"move {after[0]!r} in front of it"
         return "add a pass that gives it"
+
+
+def _run_one(each: Pass, graph: Graph, context: "Context") -> Stage:
+    missing = each.needs - graph.facts.present()
+    if missing:
+        raise UsageError(f"pass {each.name!r} needs {', '.join(sorted(missing))}")
+    context.starting(each.name)
+    start = time.perf_counter()
+    report = each.run(graph, context)
+    for fact in each.breaks:
+        graph.facts.drop(fact)
+    seconds = time.perf_counter() - start
+    stage = Stage(each.name, seconds, report, each.options(), each.numerics)
+    context.finished(stage)
+    return stage

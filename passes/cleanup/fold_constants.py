@@ -7,10 +7,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qgraph.collector import collector_paused
 from qgraph.context import Context
 from qgraph.errors import UsageError
 from qgraph.graph import Graph, Node, Value
-from qgraph.onnx_io import collector_paused, infer_shapes
+from qgraph.onnx_io import infer_shapes
 from qgraph.passes.cleanup._branches import inline_branch
 from qgraph.passes.cleanup._evaluate import FOLDABLE, Evaluator, quiet_numpy
 from qgraph.passes.cleanup._partial import Dim, Tracker, dims
