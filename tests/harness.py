@@ -16,8 +16,12 @@ from qgraph.pipeline import Pass, PassReport, Pipeline
 RTOL = 1e-4  # of the output's range, for exact passes (DESIGN.md)
 
 
-def model(text: str, initializers: Mapping[str, np.ndarray] | None = None, opset: int = 21,
-          ir_version: int = 10) -> onnx.ModelProto:
+def model(
+    text: str,
+    initializers: Mapping[str, np.ndarray] | None = None,
+    opset: int = 21,
+    ir_version: int = 10,
+) -> onnx.ModelProto:
     """Parse `name (float[N,3] x) => (float[N,4] y) { ... }` and add initializers by name."""
     head = f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>\n'
     proto = onnx.parser.parse_model(text if text.lstrip().startswith("<") else head + text)
@@ -66,8 +70,9 @@ def random_feeds(proto: onnx.ModelProto, seed: int = 0, size: int = 2) -> dict[s
     return feeds
 
 
-def assert_close(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray],
-                 rtol: float = RTOL) -> None:
+def assert_close(
+    expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], rtol: float = RTOL
+) -> None:
     assert list(expected) == list(got)
     for name, want in expected.items():
         have = got[name]
@@ -83,8 +88,11 @@ def assert_close(expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarra
         assert error <= rtol * max(float(span), 1e-6), f"{name}: error {error}, range {span}"
 
 
-def apply(passes: Pass | Sequence[Pass], proto: onnx.ModelProto, context: Context | None = None,
-          ) -> tuple[onnx.ModelProto, list[PassReport], Graph]:
+def apply(
+    passes: Pass | Sequence[Pass],
+    proto: onnx.ModelProto,
+    context: Context | None = None,
+) -> tuple[onnx.ModelProto, list[PassReport], Graph]:
     graph = onnx_io.load(proto)
     sequence = [passes] if isinstance(passes, Pass) else list(passes)
     stages = Pipeline(sequence).run(graph, context)
@@ -93,11 +101,17 @@ def apply(passes: Pass | Sequence[Pass], proto: onnx.ModelProto, context: Contex
     return out, [s.report for s in stages], graph
 
 
-def check_fires(passes: Pass | Sequence[Pass], proto: onnx.ModelProto, *, changed: int | None = None,
-                feeds: Mapping[str, np.ndarray] | None = None, rtol: float = RTOL,
-                context: Context | None = None) -> onnx.ModelProto:
+def check_fires(
+    passes: Pass | Sequence[Pass],
+    proto: onnx.ModelProto,
+    *,
+    changed: int | None = None,
+    feeds: Mapping[str, np.ndarray] | None = None,
+    rtol: float = RTOL,
+    context: Context | None = None,
+) -> onnx.ModelProto:
     """The (last) pass rewrites; interface and numbers stay; a second run changes nothing."""
-    out, reports, graph = apply(passes, proto, context)
+    out, reports, _ = apply(passes, proto, context)
     count = reports[-1].changed
     assert count > 0, f"did not fire; refused: {reports[-1].refused}"
     assert changed is None or count == changed, f"changed {count} times, expected {changed}"
@@ -105,15 +119,19 @@ def check_fires(passes: Pass | Sequence[Pass], proto: onnx.ModelProto, *, change
     for seed in range(2):
         data = feeds or random_feeds(proto, seed)
         assert_close(run_reference(proto, data), run_reference(out, data), rtol)
-    last = [passes] if isinstance(passes, Pass) else list(passes)
-    again, reports, _ = apply(last[-1], out, context) if not last[-1].needs else (out, [], graph)
-    if reports:
+    last = passes if isinstance(passes, Pass) else passes[-1]
+    if not last.needs:
+        _, reports, _ = apply(last, out, context)
         assert reports[-1].changed == 0, f"second run changed: {reports[-1].details}"
     return out
 
 
-def check_stays(passes: Pass | Sequence[Pass], proto: onnx.ModelProto, reason: str | None = None,
-                context: Context | None = None) -> list[PassReport]:
+def check_stays(
+    passes: Pass | Sequence[Pass],
+    proto: onnx.ModelProto,
+    reason: str | None = None,
+    context: Context | None = None,
+) -> list[PassReport]:
     """The (last) pass leaves the graph alone; with `reason`, it says why."""
     out, reports, _ = apply(passes, proto, context)
     assert reports[-1].changed == 0, f"fired: {reports[-1].details}"
