@@ -159,7 +159,7 @@ def encode_array(weight: NDArray[np.floating], spec: Spec) -> Encoding:
         ValueError: `spec.axis` is out of range or the weight is not finite.
     """
     if spec.axis is None:
-        return encode_range(weight.min(initial=0.0), weight.max(initial=0.0), spec)
+        return encode_range(float(weight.min(initial=0.0)), float(weight.max(initial=0.0)), spec)
     axis = spec.axis % weight.ndim if -weight.ndim <= spec.axis < weight.ndim else -1
     if axis < 0:
         raise ValueError(f"axis {spec.axis} is out of range for shape {weight.shape}")
