@@ -24,9 +24,18 @@ def invoke_json(*args):
     return json.loads(result.stdout)
 
 
+# A shell's background jobs, and so perhaps these tests, ignore Ctrl-C, and their children inherit it.
+LAUNCH = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv[0] = "qgraph"
+runpy.run_module("qgraph", run_name="__main__")
+"""
+
+
 def start(*args, **options):
     """Start the real program, as a user's shell does."""
-    command = [sys.executable, "-m", "qgraph", *map(str, args)]
+    command = [sys.executable, "-c", LAUNCH, *map(str, args)]
     environment = {**os.environ, **options.pop("env", {})}
     return subprocess.Popen(
         command,
