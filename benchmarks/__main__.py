@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-ALL = ("graph_passes", "large_model", "cpu_int8", "horizontal_matmul")
+ALL = ("graph_passes", "large_model", "cpu_int8", "horizontal_matmul", "accuracy", "calibration")
 
 
 def main() -> int:

@@ -7,9 +7,13 @@ from qgraph.registry import by_name, pick
 PASSES = [
     "qgraph.passes.normalize:Normalize",
     "qgraph.passes.infer:InferShapes",
+    "qgraph.passes.smooth:Smooth",
+    "qgraph.passes.equalize_layers:EqualizeLayers",
+    "qgraph.passes.equalize_depthwise:EqualizeDepthwise",
     "qgraph.passes.plan:PlanQuantization",
     "qgraph.passes.calibrate:Calibrate",
     "qgraph.passes.quantize_weights:QuantizeWeights",
+    "qgraph.passes.correct_bias:CorrectBias",
     "qgraph.passes.insert_qdq:InsertQDQ",
     "qgraph.passes.dynamic_int8:DynamicInt8",
     "qgraph.passes.half:Half",

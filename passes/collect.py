@@ -1,7 +1,9 @@
 """Runs a graph on data and reduces values inside the engine: what calibration looks through."""
 
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,42 @@ from qgraph.graph import Graph
 Extremes = dict[str, NDArray[np.float64]]
 
 
+@dataclass
+class Timing:
+    """How long looking through data took.
+
+    Attributes:
+        samples: Samples looked at.
+        runs: Runs of the engine; more than `samples` where the values were split into groups.
+        seconds: From beginning to end.
+        inference: Of these, inside the engine.
+        groups: Groups that the values were split into.
+    """
+
+    samples: int = 0
+    runs: int = 0
+    seconds: float = 0.0
+    inference: float = 0.0
+    groups: int = 1
+
+    def line(self) -> str:
+        """Samples a second and the share of time not spent in inference, for reports."""
+        rate = self.samples / max(self.seconds, 1e-9)
+        share = 1 - self.inference / max(self.seconds, 1e-9)
+        split = f", values in {self.groups} groups" if self.groups > 1 else ""
+        return (
+            f"{self.samples} samples in {self.seconds:.2f} s: {rate:.1f} a second, "
+            f"{share:.0%} of the time not in inference{split}"
+        )
+
+
 def extremes(
     graph: Graph,
     names: Sequence[str],
     data: Iterable[Mapping[str, NDArray[Any]]],
     *,
     infinite: bool = False,
+    timing: Timing | None = None,
 ) -> Iterator[Extremes]:
     """Run `graph` on each sample and yield every named value's least and greatest element.
 
@@ -33,6 +65,7 @@ def extremes(
         names: Values of the outermost graph, floating point.
         data: Samples, feeds by input name.
         infinite: Whether infinite values are let through, as attention masks of -inf make them.
+        timing: Takes the number of samples and the times.
 
     Yields:
         One dict a sample: float64 [2], (least, greatest), by value name. Empty arrays are left
@@ -46,12 +79,16 @@ def extremes(
     from qgraph.runtime import backend
     from qgraph.runtime.backend import EngineOptions
 
+    timing = timing or Timing()
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         path = Path(folder) / "observed.onnx"
         onnx_io.save(_observed(graph, names), path)
         with backend("onnxruntime-cpu").open(path, EngineOptions()) as session:
             for index, feeds in enumerate(data):
+                begin = time.perf_counter()
                 results = session.run(feeds)
+                timing.inference += time.perf_counter() - begin
                 sample: Extremes = {}
                 for number, name in enumerate(names):
                     low = results[f"qgraph_low_{number}"]
@@ -67,6 +104,8 @@ def extremes(
                             f"sample {index} makes {name!r} NaN or infinite", fix="check the data"
                         )
                     sample[name] = found
+                timing.samples = timing.runs = index + 1
+                timing.seconds = time.perf_counter() - start
                 yield sample
 
 

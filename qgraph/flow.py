@@ -13,11 +13,14 @@ Options = Mapping[str, Mapping[str, Any]]
 AGAIN = ("fold_constants", "merge_equal", "drop_dead")
 # Facts about the graph are taken once it stays as it is.
 MARKS = ("attention", "units")
+# Make the model easier to quantize without changing what it computes; a recipe switches them on.
+REPAIRS = ("smooth", "equalize_layers", "equalize_depthwise")
+INSERTING = ("insert_qdq", "drop_dead")
 QUANTIZING: dict[str, tuple[str, ...]] = {
     "fp32": (),
     "fp16": ("half",),
     "bf16": ("half",),
-    "int8": ("plan", "calibrate", "quantize_weights", "insert_qdq", "drop_dead"),
+    "int8": (*REPAIRS, "plan", "calibrate", "quantize_weights", "correct_bias", *INSERTING),
     "int8-dynamic": ("dynamic_int8", "drop_dead"),
 }
 IMPLIED: dict[str, dict[str, Any]] = {

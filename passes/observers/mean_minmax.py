@@ -22,6 +22,8 @@ class MeanMinMax:
 
     name: ClassVar[str] = "mean-minmax"
     extremes_only: ClassVar[bool] = True
+    ordered: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = ()
 
     lows: list[float] = field(default_factory=list)
     highs: list[float] = field(default_factory=list)

@@ -19,6 +19,8 @@ class MinMax:
 
     name: ClassVar[str] = "minmax"
     extremes_only: ClassVar[bool] = True
+    ordered: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = ()
 
     low: float = float("inf")
     high: float = float("-inf")

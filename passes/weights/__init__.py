@@ -17,6 +17,7 @@ WeightQuantizer = Callable[
 # name -> "module:function", one line a weight quantizer.
 WEIGHT_QUANTIZERS = {
     "rtn": "qgraph.passes.weights.rtn:round_to_nearest",
+    "clipped": "qgraph.passes.weights.clipped:clipped_rounding",
 }
 
 

@@ -1,0 +1,230 @@
+"""Accuracy of int8 by recipe, on every model that is present, against the float model.
+
+    python -m benchmarks.accuracy [--recipes default,best] [--models mobilenet_v2,minilm_l6_v2]
+                                  [--set pass.option=value ...]
+
+Models: the networks of models/digits, PP-OCRv6 small of models/zoo (fetched from PyPI), and, where
+they lie in `$QGRAPH_SHARED` or ../shared beside the checkout (models/, data/) or in
+`$MODELS_ROOT/onnx`, mobilenet_v2, efficientnet_lite0 and minilm_l6_v2 with their data. Each is
+calibrated on one part of its data and scored on another: images 0 to 127 and 128 to 199; the first
+256 sentences and the pairs of STS 2015; lines rendered for calibration and others for evaluation.
+`none` is a recipe name here: `default` with every repair switched off. `NAME+PASS+...` switches
+repairs on, as in `none+smooth+correct_bias`.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import qgraph
+from qgraph.artifact import Artifact
+from qgraph.runtime import backend
+
+ROOT = Path(__file__).resolve().parent.parent
+REPAIRS = ("smooth", "equalize_layers", "equalize_depthwise", "correct_bias")
+Feeds = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass
+class Task:
+    """A model with data.
+
+    Attributes:
+        name: For `--models`.
+        model: Its file.
+        calibration: Samples to calibrate with.
+        evaluation: Samples to score on, in batches.
+        score: Text for what all outputs of the evaluation samples are worth.
+    """
+
+    name: str
+    model: Path
+    calibration: list[Feeds]
+    evaluation: list[Feeds]
+    score: Callable[[list[Feeds]], str]
+
+
+def main() -> int:
+    """Compile every model with every recipe and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", default="none,fast,default,best")
+    parser.add_argument("--models", default="", help="names, comma-separated; default: all")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    args = parser.parse_args()
+    wanted = [name for name in args.models.split(",") if name]
+    table = Table("model", "recipe", "SQNR dB", "score int8", "score fp32", "compile s")
+    for task in tasks(wanted):
+        with backend("onnxruntime-cpu").open(task.model) as session:
+            exact = [session.run(feeds) for feeds in task.evaluation]
+        for recipe in args.recipes.split(","):
+            name, *repairs = recipe.split("+")
+            off = REPAIRS if name == "none" else ()
+            settings = [f"{each}.enabled=false" for each in off]
+            settings += [f"{each}.enabled=true" for each in repairs] + args.settings
+            row = measure(task, "default" if name == "none" else name, settings, exact)
+            table.add_row(task.name, recipe, *row)
+            print(task.name, recipe, *row, flush=True)
+    Console(width=110).print(table)
+    return 0
+
+
+def measure(task: Task, recipe: str, settings: list[str], exact: list[Feeds]) -> list[str]:
+    """SQNR of the first output, score of the artifact and of the float model, seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        output = Path(folder) / "artifact"
+        try:
+            artifact = qgraph.compile(
+                task.model,
+                output=output,
+                precision="int8",
+                recipe=recipe,
+                settings=settings,
+                data=task.calibration,
+            )
+        except qgraph.QGraphError as error:
+            print(f"note: {error}", file=sys.stderr)
+            artifact = Artifact.load(output)
+        seconds = time.perf_counter() - started
+        # The artifact's file in one engine, so that machines with other engines compare.
+        with backend("onnxruntime-cpu").open(artifact.model_path) as session:
+            got = [session.run(feeds) for feeds in task.evaluation]
+    return [f"{sqnr(exact, got):.2f}", task.score(got), task.score(exact), f"{seconds:.1f}"]
+
+
+def sqnr(exact: list[Feeds], got: list[Feeds]) -> float:
+    """Signal to quantization noise ratio of the last output over all samples, decibels."""
+    signal = noise = 0.0
+    for want, have in zip(exact, got, strict=True):
+        name = list(want)[-1]
+        signal += float(np.square(want[name], dtype=np.float64).sum())
+        noise += float(np.square(want[name].astype(np.float64) - have[name]).sum())
+    return 10 * float(np.log10(signal / noise))
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def tasks(wanted: list[str]) -> Iterator[Task]:
+    """Every task whose model and data are present; what is missing is said."""
+    makers: dict[str, Callable[[str], Task | None]] = {
+        "mobilenet_v2": _images([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        "efficientnet_lite0": _images([0.5] * 3, [0.5] * 3),
+        "minilm_l6_v2": _sentences,
+        "ppocrv6_rec_small": _lines,
+        "digits_cnn": _digits,
+        "digits_vit": _digits,
+        "digits_gru": _digits,
+    }
+    for name in wanted or makers:
+        task = makers[name](name)
+        if task is None:
+            print(f"note: {name} or its data is not here (set QGRAPH_SHARED)", file=sys.stderr)
+        else:
+            yield task
+
+
+def _find(kind: str, name: str) -> Path | None:
+    shared = Path(os.environ.get("QGRAPH_SHARED") or ROOT.parent / "shared")
+    store = Path(os.environ.get("MODELS_ROOT") or ROOT / ".models")
+    places = [shared / kind / name, store / "onnx" / name]
+    return next((path for path in places if path.is_file()), None)
+
+
+def _top1(labels: np.ndarray[Any, Any]) -> Callable[[list[Feeds]], str]:
+    def score(outputs: list[Feeds]) -> str:
+        logits = np.concatenate([next(reversed(each.values())) for each in outputs])
+        return f"top-1 {(logits.argmax(1) == labels).mean():.4f}"
+
+    return score
+
+
+def _rows(x: np.ndarray[Any, Any], name: str, size: int = 1) -> list[Feeds]:
+    return [{name: x[i : i + size]} for i in range(0, len(x), size)]
+
+
+def _images(mean: list[float], std: list[float]) -> Callable[[str], Task | None]:
+    def make(name: str) -> Task | None:
+        model, file = _find("models", f"{name}.onnx"), _find("data", "imagenet_calib200_224_u8.npz")
+        if model is None or file is None:
+            return None
+        with np.load(file) as data:
+            scaled = (data["x"].astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
+            labels = data["y"]
+        x = np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+        parts = _rows(x[:128], "input"), _rows(x[128:], "input", 8)
+        return Task(name, model, *parts, _top1(labels[128:]))
+
+    return make
+
+
+def _digits(name: str) -> Task:
+    from models.digits.data import load
+
+    digits = load()
+    model = ROOT / "models" / "digits" / f"{name}.onnx"
+    parts = _rows(digits.train_x, "image"), _rows(digits.test_x, "image", 50)
+    return Task(name, model, *parts, _top1(digits.test_y))
+
+
+def _sentences(name: str) -> Task | None:
+    model = _find("models", f"{name}.onnx")
+    files = [_find("data", f"minilm_sts15_{part}.npz") for part in ("calib", "eval")]
+    if model is None or files[0] is None or files[1] is None:
+        return None
+    with np.load(files[0]) as data:
+        calibration = [_tokens(row[None]) for row in next(iter(data.values()))[:256]]
+    with np.load(files[1]) as data:
+        sides, scores = (data["a"], data["b"]), data["score"]
+    evaluation = [_tokens(ids[i : i + 64]) for ids in sides for i in range(0, len(ids), 64)]
+
+    def score(outputs: list[Feeds]) -> str:
+        rows = np.concatenate([each["sentence_embedding"] for each in outputs])
+        cosine = (rows[: len(scores)] * rows[len(scores) :]).sum(1)
+        return f"Spearman {np.corrcoef(_ranks(cosine), _ranks(scores))[0, 1]:.4f}"
+
+    return Task(name, model, calibration, evaluation, score)
+
+
+def _tokens(ids: np.ndarray[Any, Any]) -> Feeds:
+    used = ids[:, : max(1, int((ids != 0).sum(1).max()))].astype(np.int64)
+    return {"input_ids": used, "attention_mask": (used != 0).astype(np.int64)}
+
+
+def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray[Any, Any] = (np.cumsum(count) - (count - 1) / 2)[inverse]
+    return ranks
+
+
+def _lines(name: str) -> Task:
+    from models.zoo import ppocr
+    from models.zoo.fonts import load_fonts
+    from models.zoo.reading import cer, ctc_greedy
+    from models.zoo.textlines import draw_lines
+
+    model, fonts = ppocr.fetch(), load_fonts()
+    calibration = draw_lines(48, split="calibration", fonts=fonts)
+    evaluation = draw_lines(120, split="evaluation", fonts=fonts)
+    characters = ppocr.alphabet(model)
+
+    def score(outputs: list[Feeds]) -> str:
+        reads = [ctc_greedy(next(iter(each.values()))[0], characters) for each in outputs]
+        return f"CER {cer(reads, [line.text for line in evaluation]):.4f}"
+
+    parts = ([{ppocr.INPUT: line.tensor()} for line in each] for each in (calibration, evaluation))
+    return Task(name, model, *parts, score)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""Runs a graph on data and hands whole values out, while the engine goes on with the next sample."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph import onnx_io
+from qgraph.errors import DataError
+from qgraph.graph import Graph
+from qgraph.passes.collect import Timing, sample_count
+
+Feeds = Mapping[str, NDArray[Any]]
+See = Callable[[int, str, NDArray[np.floating]], None]
+Progress = Callable[[str, int, int | None], None]
+
+# One sample's values in the engine, one waiting and one being looked at.
+IN_FLIGHT = 3
+
+
+def rereadable(data: Iterable[Any]) -> bool:
+    """Whether `data` can be iterated more than once."""
+    return bool(getattr(data, "rereadable", not isinstance(data, Iterator)))
+
+
+def watch(
+    graph: Graph,
+    names: Sequence[str],
+    data: Iterable[Feeds],
+    see: See,
+    *,
+    memory: int,
+    progress: Progress = lambda *_: None,
+    label: str = "calibrating",
+) -> Timing:
+    """Run `graph` on each sample and show every named value to `see`.
+
+    `see` runs in one other thread, in the order of the samples, while the engine works on the
+    next one. Values whose arrays would take more than `memory` together are split into groups and
+    the data is run once for each group; sizes are those of the first sample.
+
+    Args:
+        graph: Float graph; it is not changed.
+        names: Values of the outermost graph, floating point.
+        data: Samples, feeds by input name.
+        see: Called as (sample number, name, value); a ValueError that it raises means that the
+            value is NaN or infinite.
+        memory: Bytes that values may take beside the model.
+        progress: Called as (`label`, runs done, runs expected or None).
+        label: What is going on.
+
+    Returns:
+        Counts and times.
+
+    Raises:
+        EngineError: onnxruntime is missing or refuses the graph.
+        DataError: There are no samples, `see` refuses a value, or the values don't fit into
+            `memory` and the data can be read only once.
+    """
+    start = time.perf_counter()
+    stream = iter(data)
+    first = next(stream, None)
+    if first is None:
+        raise DataError("the calibration data has no samples")
+    groups = _groups(_sizes(graph, names, first), memory)
+    if len(groups) > 1 and not rereadable(data):
+        raise DataError(
+            f"the observed values of one sample need more than {memory >> 20} MB, "
+            "and the data can be read only once",
+            fix="raise calibrate.memory_mb, or give data that can be read again",
+        )
+    timing = Timing(groups=len(groups))
+    total = sample_count(data)
+    expected = None if total is None else total * len(groups)
+    for number, group in enumerate(groups):
+        samples = chain([first], stream) if number == 0 else iter(data)
+        for _ in _run(graph, group, samples, see, timing):
+            timing.runs += 1
+            progress(label, timing.runs, expected)
+    timing.samples = timing.runs // len(groups)
+    timing.seconds = time.perf_counter() - start
+    return timing
+
+
+def _run(
+    graph: Graph, names: Sequence[str], data: Iterable[Feeds], see: See, timing: Timing
+) -> Iterator[None]:
+    """Run all samples for one group of values; yield after each."""
+    from qgraph.runtime import backend
+    from qgraph.runtime.backend import EngineOptions, available_cores
+
+    def look(index: int, values: dict[str, NDArray[Any]]) -> None:
+        for name, value in values.items():
+            try:
+                see(index, name, value)
+            except ValueError as error:
+                raise DataError(
+                    f"sample {index} makes {name!r} NaN or infinite", fix="check the data"
+                ) from error
+
+    inputs = {value.name for value in graph.inputs}
+    computed = [name for name in names if name not in inputs]
+    # One core is for `see`.
+    options = EngineOptions(threads=max(1, available_cores() - 1))
+    with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
+        path = Path(folder) / "observed.onnx"
+        onnx_io.save(_with_outputs(graph, computed or [graph.outputs[0].name or ""]), path)
+        with (
+            backend("onnxruntime-cpu").open(path, options) as session,
+            ThreadPoolExecutor(1) as worker,
+        ):
+            waiting: Future[None] | None = None
+            for index, feeds in enumerate(data):
+                start = time.perf_counter()
+                results = session.run(feeds, computed or None)
+                timing.inference += time.perf_counter() - start
+                values = {name: results.get(name, feeds.get(name)) for name in names}
+                if waiting is not None:
+                    waiting.result()
+                waiting = worker.submit(look, index, values)  # type: ignore[arg-type]
+                yield
+            if waiting is not None:
+                waiting.result()
+
+
+def _sizes(graph: Graph, names: Sequence[str], feeds: Feeds) -> dict[str, int]:
+    """Bytes of each named value for one sample, in the order in which they are computed."""
+    from qgraph.runtime import backend
+    from qgraph.runtime.backend import EngineOptions
+
+    wanted = set(names)
+    sizes = {
+        value.name or "": np.asarray(feeds[value.name or ""]).nbytes
+        for value in graph.inputs
+        if value.name in wanted and value.name in feeds
+    }
+    computed = [name for name in names if name not in sizes]
+    if computed:
+        copy, outputs = _with_sizes(graph, computed)
+        with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
+            path = Path(folder) / "sizes.onnx"
+            onnx_io.save(copy, path)
+            with backend("onnxruntime-cpu").open(path, EngineOptions()) as session:
+                results = session.run(feeds)
+        sizes |= {name: 4 * int(results[output]) for name, output in outputs.items()}
+    order = {value.name: i for i, value in enumerate(_values(graph))}
+    return dict(sorted(sizes.items(), key=lambda item: order[item[0]]))
+
+
+def _groups(sizes: Mapping[str, int], memory: int) -> list[list[str]]:
+    """Cut the values, in their order, into groups that fit; one that never fits stands alone."""
+    groups: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        size *= IN_FLIGHT
+        if not groups or size > room:
+            groups.append([])
+            room = memory
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
+def _values(graph: Graph) -> list[ir.Value]:
+    return [*graph.main.inputs, *(out for node in graph.nodes() for out in node.outputs)]
+
+
+def _with_outputs(graph: Graph, names: Sequence[str]) -> Graph:
+    """Return a copy of `graph` whose only outputs are the named values."""
+    copy = Graph(graph.model.clone(), source=graph.source, sparse=graph.sparse)
+    values = {value.name: value for value in _values(copy)}
+    copy.main.outputs.clear()
+    copy.main.outputs.extend(values[name] for name in names)
+    return copy
+
+
+def _with_sizes(graph: Graph, names: Sequence[str]) -> tuple[Graph, dict[str, str]]:
+    """Return a copy that gives the named values' element counts, and its outputs by name."""
+    copy = Graph(graph.model.clone(), source=graph.source, sparse=graph.sparse)
+    values = {value.name: value for value in _values(copy)}
+    found: dict[str, str] = {}
+    outputs = []
+    for number, name in enumerate(names):
+        node = ir.Node("", "Size", [values[name]], name=f"qgraph_size_{number}")
+        output = node.outputs[0]
+        output.name = found[name] = f"qgraph_size_{number}"
+        output.type, output.shape = ir.TensorType(ir.DataType.INT64), ir.Shape(())
+        copy.main.append(node)
+        outputs.append(output)
+    copy.main.outputs.clear()
+    copy.main.outputs.extend(outputs)
+    return copy, found
