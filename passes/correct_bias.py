@@ -52,8 +52,8 @@ class CorrectBias(Pass):
     result and of the result with quantized input and weight, of the same float input. The
     correction is the median (or mean) over the samples of their difference. Since each layer is
     fed with float values, its own error alone is seen: all layers are measured in one run, and no
-    layer corrects what those before it already have. Measuring them one after the other, each
-    behind its corrected predecessors, takes as many runs as layers and gave no more (docs/accuracy.md).
+    layer corrects what those before it already have. (Were each measured behind the uncorrected
+    ones before it, every layer would correct the same shift again and the sum would explode.)
 
     With `analytic`, the correction is the weight error times the mean input of each channel: no
     twin has to run, but the error of the input's rounding and clipping is not seen.
