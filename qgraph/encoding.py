@@ -28,6 +28,7 @@ INTEGERS: dict[str, tuple[int, int, np.dtype]] = {
 # The smallest scale an encoding may have. Below float32's smallest normal number engines flush
 # to zero, and x / scale becomes infinite.
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ class Encoding:
 
 
 def encode_range(
-    low: NDArray[np.floating] | float, high: NDArray[np.floating] | float, spec: Spec
+    low: NDArray[np.floating] | np.floating | float,
+    high: NDArray[np.floating] | np.floating | float,
+    spec: Spec,
 ) -> Encoding:
     """Choose scale and zero point so that [low, high], widened to hold 0, is representable.
 
@@ -140,6 +143,10 @@ def encode_range(
     scale32 = scale.astype(np.float32)
     if not spec.symmetric:
         zero = np.clip(np.rint(first - lo / scale32), first, last).astype(np.int64)
+    # At the end of float32's range the rounded scale times the last code would be infinite.
+    steps = np.maximum(last - zero, zero - first)
+    finite = np.nextafter((LARGEST_FLOAT / steps).astype(np.float32), np.float32(0))
+    scale32 = np.minimum(scale32, finite)
     block = tuple(0 if n == 1 else 1 for n in lo.shape)
     return Encoding(spec.dtype, scale32, zero, block)
 

@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from qgraph.encoding import (
     INTEGERS,
+    LARGEST_FLOAT,
     SMALLEST_SCALE,
     Encoding,
     Spec,
@@ -200,8 +201,9 @@ def test_a_range_is_covered_to_half_a_step_and_zero_is_exact(dtype, symmetric, n
         assert encoding.zero_point == 0
     # Computed in float64, since steps times codes may overflow float32 at its upper end.
     scale, zero_point = float(encoding.scale), int(encoding.zero_point)
-    # The scale itself is rounded to float32.
-    step = scale * (0.5 + (last - first) * 2.0**-24)
+    # The scale itself is rounded to float32, and narrowed where the last code would be infinite.
+    half = 0.5 if (last - first) * scale < LARGEST_FLOAT else 1.0
+    step = scale * (half + (last - first) * 2.0**-24)
     assert (first - zero_point) * scale <= min(low, 0.0) + step
     assert (last - zero_point) * scale >= max(high, 0.0) - step
 
@@ -285,6 +287,18 @@ def test_a_huge_outlier_stays_finite_and_the_rest_becomes_zero():
         back = dequantize(quantize(x, encoding), encoding)
         assert np.isfinite(encoding.scale) and np.isfinite(back[2:]).all()
         assert (back[2:] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16"])
+@pytest.mark.parametrize("symmetric", [False, True])
+@settings(deadline=None)
+@given(st.floats(2.0**120, LARGEST_FLOAT), st.floats(-LARGEST_FLOAT, LARGEST_FLOAT))
+def test_the_ends_of_float32s_range_stay_finite(dtype, symmetric, a, b):
+    spec = Spec(dtype, symmetric=symmetric)
+    encoding = encode_range(min(a, b), max(a, b), spec)
+    with np.errstate(over="raise"):
+        back = dequantize(np.array(spec.codes(), INTEGERS[dtype][2]), encoding)
+    assert np.isfinite(back).all()
 
 
 @pytest.mark.parametrize("bounds", [(np.nan, 1), (0, np.nan), (0, np.inf), (-np.inf, 0)])
