@@ -56,7 +56,7 @@ def test_known_latencies_come_out() -> None:
     assert 8 <= first.p50_ms < 12 and 2 <= second.p50_ms < 4
     assert first.relative_time == 1.0 and 0.2 < second.relative_time < 0.4
     assert second.relative_low <= second.relative_time <= second.relative_high
-    assert first.p50_ms <= first.p90_ms <= first.p99_ms
+    assert first.p10_ms <= first.p50_ms <= first.p90_ms <= first.p99_ms
     assert first.batch == 4 and first.items_per_s == pytest.approx(4000 / first.p50_ms)
     assert second.runs > first.runs
     assert json.loads(json.dumps(first.as_json()))["peak_memory_bytes"] is None
