@@ -51,7 +51,7 @@ def channel_statistics(
         DataError: There is no data, or a statistic is NaN or infinite. onnxruntime's ReduceMin and
             ReduceMax step over NaN, so `mean` alone finds it with certainty.
     """
-    from qgraph.runtime import backend
+    from qgraph.runtime import observing_backend
     from qgraph.runtime.backend import EngineOptions
 
     if context.data is None:
@@ -60,7 +60,7 @@ def channel_statistics(
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         path = Path(folder) / "observed.onnx"
         onnx_io.save(_observed(graph, axes, reductions), path)
-        with backend("onnxruntime-cpu").open(path, EngineOptions()) as session:
+        with observing_backend().open(path, EngineOptions()) as session:
             for index, feeds in enumerate(context.data):
                 results = session.run(feeds)
                 sample: ChannelSample = {}

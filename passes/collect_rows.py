@@ -41,7 +41,7 @@ def channel_rows(
         EngineError: onnxruntime is missing or refuses the graph.
         DataError: There is no data, or it makes a value NaN or infinite.
     """
-    from qgraph.runtime import backend
+    from qgraph.runtime import observing_backend
     from qgraph.runtime.backend import EngineOptions
 
     if context.data is None:
@@ -52,7 +52,7 @@ def channel_rows(
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         path = Path(folder) / "observed.onnx"
         onnx_io.save(_observed(graph, names), path)
-        with backend("onnxruntime-cpu").open(path, EngineOptions()) as session:
+        with observing_backend().open(path, EngineOptions()) as session:
             for index, feeds in enumerate(islice(context.data, samples)):
                 for name, array in session.run(feeds).items():
                     if array.size == 0:

@@ -9,6 +9,7 @@ from qgraph.runtime.backend import Backend
 
 BACKENDS: tuple[str, ...] = (
     "qgraph.runtime.onnxruntime_cpu:OnnxRuntimeCpu",
+    "qgraph.runtime.onnxruntime_cuda:OnnxRuntimeCuda",
     "qgraph.runtime.openvino:OpenVino",
 )
 
@@ -25,3 +26,9 @@ def backend(name: str) -> Backend:
         UsageError: There is none of that name; the nearest one is suggested.
     """
     return pick("backend", name, backends())
+
+
+def observing_backend() -> Backend:
+    """The fastest engine here that runs float models faithfully: what calibration looks through."""
+    cuda = backend("onnxruntime-cuda")
+    return backend("onnxruntime-cpu") if cuda.unavailable() else cuda

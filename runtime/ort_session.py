@@ -60,6 +60,10 @@ def error_line(error: Exception) -> str:
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", lines[0])
 
 
+def _name(provider: str | tuple[str, dict[str, str]]) -> str:
+    return provider if isinstance(provider, str) else provider[0]
+
+
 def type_from_ort(text: str) -> str:
     """ONNX type name from ONNX Runtime's spelling: 'tensor(float)' gives 'float32'."""
     name = re.sub(r"tensor\((\w+)\)", r"\1", text)
@@ -75,7 +79,7 @@ class OrtSession:
         options: Any,
         *,
         engine: str,
-        providers: Sequence[str] | None = None,
+        providers: Sequence[str | tuple[str, dict[str, str]]] | None = None,
         profile: bool = False,
     ) -> None:
         """Open the model.
@@ -84,12 +88,14 @@ class OrtSession:
             model: Path, or a serialized model of less than 2 GB without external data.
             options: From `session_options`; the session owns it from here on.
             engine: Name that results and errors show.
-            providers: Execution providers; None takes those set in `options`.
+            providers: Execution providers, with their options where needed; None takes those set
+                in `options`.
             profile: Record what runs, for `executed`.
 
         Raises:
             ModelError: The file does not exist.
-            EngineError: ONNX Runtime refuses the model; carries the first line of its message.
+            EngineError: ONNX Runtime refuses the model (carries the first line of its message),
+                or goes on without the first provider.
         """
         if isinstance(model, Path) and not model.is_file():
             raise ModelError("no such file", where=str(model), fix="check the path")
@@ -112,6 +118,14 @@ class OrtSession:
             self._remove_profile()
             raise EngineError(f"refuses the model: {error_line(error)}", where=engine) from error
         self._session: Any = session
+        if providers and _name(providers[0]) not in session.get_providers():
+            self._remove_profile()
+            raise EngineError(
+                f"{_name(providers[0])} could not be started: its libraries are missing or do not "
+                "match the driver",
+                where=engine,
+                fix="check that the CUDA and cuDNN wheels match onnxruntime's version",
+            )
         self.inputs = _infos(session.get_inputs())
         self.outputs = _infos(session.get_outputs())
         self._optional = _infos(session.get_overridable_initializers())

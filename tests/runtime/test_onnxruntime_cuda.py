@@ -1,0 +1,52 @@
+import numpy as np
+import onnxruntime
+import pytest
+from runtime_models import small_cnn
+
+from qgraph.errors import EngineError
+from qgraph.runtime import backend, observing_backend
+from qgraph.runtime.backend import EngineOptions
+from qgraph.runtime.reference import open_reference
+
+CUDA = backend("onnxruntime-cuda")
+
+
+def needs_cuda() -> None:
+    if reason := CUDA.unavailable():
+        pytest.skip(f"the CUDA engine can't run here: {reason}")
+
+
+def test_without_cuda_the_reason_and_the_fix_are_named():
+    reason = CUDA.unavailable()
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        assert reason is not None
+        assert "no CUDA provider" in reason and "qgraph[cuda]" in reason
+    if reason is not None:
+        with pytest.raises(EngineError) as caught:
+            CUDA.open(small_cnn().SerializeToString())
+        assert str(caught.value) == reason
+
+
+def test_only_float32_is_offered():
+    with pytest.raises(EngineError, match="bf16 is not offered"):
+        CUDA.open(small_cnn().SerializeToString(), EngineOptions(float_precision="bf16"))
+
+
+def test_calibration_runs_on_the_fastest_engine_present():
+    expected = "onnxruntime-cpu" if CUDA.unavailable() else "onnxruntime-cuda"
+    assert observing_backend().name == expected
+
+
+def test_numbers_and_provider_are_those_asked_for():
+    needs_cuda()
+    model = small_cnn().SerializeToString()
+    rng = np.random.default_rng(0)
+    with CUDA.open(model, EngineOptions(profile=True)) as session, open_reference(model) as exact:
+        info = session.inputs[0]
+        shape = [dim if isinstance(dim, int) else 2 for dim in info.shape]
+        feeds = {info.name: rng.standard_normal(shape).astype(np.float32)}
+        for name, array in exact.run(feeds).items():
+            # TF32 would be off by 1e-3.
+            np.testing.assert_allclose(session.run(feeds)[name], array, rtol=1e-4, atol=1e-5)
+        convs = [op for op in session.executed() if "Conv" in op.op_type]
+        assert convs and {op.provider for op in convs} == {"CUDAExecutionProvider"}
