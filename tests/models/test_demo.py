@@ -71,7 +71,7 @@ def test_median_line_is_the_one_in_the_middle():
 
 
 def timing(p50, p90):
-    return BenchResult("n", "some-engine", 10, 1, p50, p90, p90, 1 / p50, 1.0, 1.0, 1.0)
+    return BenchResult("n", "some-engine", 10, 1, p50, p50, p90, p90, 1 / p50, 1.0, 1.0, 1.0)
 
 
 def test_comparison_prints_what_was_measured():
