@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 
 _Number = TypeVar("_Number", bound=np.generic)
 
-# Lowest and highest code, and the array type that holds the codes.
+# Lowest and highest code, and the array type that holds the codes. numpy has no 3-bit type.
 INTEGERS: dict[str, tuple[int, int, np.dtype]] = {
+    "int2": (-2, 1, np.dtype(ml_dtypes.int2)),
+    "uint2": (0, 3, np.dtype(ml_dtypes.uint2)),
+    "int3": (-4, 3, np.dtype(np.int8)),
+    "uint3": (0, 7, np.dtype(np.uint8)),
     "int4": (-8, 7, np.dtype(ml_dtypes.int4)),
     "uint4": (0, 15, np.dtype(ml_dtypes.uint4)),
     "int8": (-128, 127, np.dtype(np.int8)),

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from qgraph.encoding import Spec, dequantize
 from qgraph.passes.weights import weight_quantizer
-from qgraph.passes.weights.clipped import SHARES, clipped_rounding
+from qgraph.passes.weights.clipped import clipped_rounding
+from qgraph.passes.weights.grid import SHARES
 from qgraph.passes.weights.rtn import round_to_nearest
 
 SPECS = [
