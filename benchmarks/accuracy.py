@@ -1,7 +1,7 @@
 """Accuracy of int8 by recipe, on every model that is present, against the float model.
 
     python -m benchmarks.accuracy [--recipes default,best] [--models mobilenet_v2,minilm_l6_v2]
-                                  [--set pass.option=value ...]
+                                  [--target tensorrt] [--set pass.option=value ...]
 
 Models: the networks of models/digits, PP-OCRv6 small of models/zoo (fetched from PyPI), and, where
 they lie in `$QGRAPH_SHARED` or ../shared beside the checkout (models/, data/) or in
@@ -9,7 +9,8 @@ they lie in `$QGRAPH_SHARED` or ../shared beside the checkout (models/, data/) o
 calibrated on one part of its data and scored on another: images 0 to 127 and 128 to 199; the first
 256 sentences and the pairs of STS 2015; lines rendered for calibration and others for evaluation.
 `none` is a recipe name here: `default` with every repair switched off. `NAME+PASS+...` switches
-repairs on, as in `none+smooth+correct_bias`.
+repairs on, as in `none+smooth+correct_bias`. Artifacts for a target without an engine here are scored
+in the unoptimised reference.
 """
 
 import argparse
@@ -29,9 +30,10 @@ from rich.table import Table
 import qgraph
 from qgraph.artifact import Artifact
 from qgraph.runtime import backend
+from qgraph.runtime.reference import open_reference
 
 ROOT = Path(__file__).resolve().parent.parent
-REPAIRS = ("smooth", "equalize_layers", "equalize_depthwise", "correct_bias")
+REPAIRS = ("smooth", "equalize_layers", "equalize_depthwise", "adaround", "correct_bias")
 Feeds = dict[str, np.ndarray[Any, Any]]
 
 
@@ -59,6 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipes", default="none,fast,default,best")
     parser.add_argument("--models", default="", help="names, comma-separated; default: all")
+    parser.add_argument("--target", default="cpu")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     args = parser.parse_args()
     wanted = [name for name in args.models.split(",") if name]
@@ -71,14 +74,17 @@ def main() -> int:
             off = REPAIRS if name == "none" else ()
             settings = [f"{each}.enabled=false" for each in off]
             settings += [f"{each}.enabled=true" for each in repairs] + args.settings
-            row = measure(task, "default" if name == "none" else name, settings, exact)
+            recipe_name = "default" if name == "none" else name
+            row = measure(task, args.target, recipe_name, settings, exact)
             table.add_row(task.name, recipe, *row)
             print(task.name, recipe, *row, flush=True)
     Console(width=110).print(table)
     return 0
 
 
-def measure(task: Task, recipe: str, settings: list[str], exact: list[Feeds]) -> list[str]:
+def measure(
+    task: Task, target: str, recipe: str, settings: list[str], exact: list[Feeds]
+) -> list[str]:
     """SQNR of the first output, score of the artifact and of the float model, seconds."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -87,6 +93,7 @@ def measure(task: Task, recipe: str, settings: list[str], exact: list[Feeds]) ->
             artifact = qgraph.compile(
                 task.model,
                 output=output,
+                target=target,
                 precision="int8",
                 recipe=recipe,
                 settings=settings,
@@ -97,7 +104,9 @@ def measure(task: Task, recipe: str, settings: list[str], exact: list[Feeds]) ->
             artifact = Artifact.load(output)
         seconds = time.perf_counter() - started
         # The artifact's file in one engine, so that machines with other engines compare.
-        with backend("onnxruntime-cpu").open(artifact.model_path) as session:
+        runs = artifact.manifest.engine is not None
+        open_model = backend("onnxruntime-cpu").open if runs else open_reference
+        with open_model(artifact.model_path) as session:
             got = [session.run(feeds) for feeds in task.evaluation]
     return [f"{sqnr(exact, got):.2f}", task.score(got), task.score(exact), f"{seconds:.1f}"]
 
@@ -109,7 +118,7 @@ def sqnr(exact: list[Feeds], got: list[Feeds]) -> float:
         name = list(want)[-1]
         signal += float(np.square(want[name], dtype=np.float64).sum())
         noise += float(np.square(want[name].astype(np.float64) - have[name]).sum())
-    return 10 * float(np.log10(signal / noise))
+    return 10 * float(np.log10(signal / noise)) if noise else float("inf")
 
 
 # -- models ----------------------------------------------------------------------------------------

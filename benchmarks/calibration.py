@@ -174,7 +174,8 @@ def _qgraph(
     Pipeline(flow.exact_passes({})).run(graph)
     names = ["plan", "calibrate", "quantize_weights", "insert_qdq"]
     name, _, option = observer.partition(" ")
-    options: dict[str, Any] = {"observer": name}
+    # Without the cache: a second run of the same data would take no time.
+    options: dict[str, Any] = {"observer": name, "cache": False}
     if option:
         options[OPTION[name]] = float(option)
     passes = flow.build(names, {"calibrate": options})

@@ -13,19 +13,23 @@ PASSES = [
     "qgraph.passes.plan:PlanQuantization",
     "qgraph.passes.calibrate:Calibrate",
     "qgraph.passes.quantize_weights:QuantizeWeights",
+    "qgraph.passes.adaround:AdaRound",
     "qgraph.passes.correct_bias:CorrectBias",
     "qgraph.passes.insert_qdq:InsertQDQ",
     "qgraph.passes.dynamic_int8:DynamicInt8",
     "qgraph.passes.half:Half",
+    "qgraph.passes.fold_images:FoldImages",
+    "qgraph.passes.quantize_io:QuantizeIO",
 ]
 
 
 def all_passes() -> dict[str, type[Pass]]:
-    """Return every registered pass by name: cleanup, fusions and the rest."""
+    """Return every registered pass by name: cleanup, fusions, rewrites and the rest."""
     from qgraph.passes.cleanup import CLEANUP
     from qgraph.passes.fusions import FUSIONS
+    from qgraph.passes.rewrites import REWRITES
 
-    return by_name([*CLEANUP, *FUSIONS, *PASSES])
+    return by_name([*CLEANUP, *FUSIONS, *REWRITES, *PASSES])
 
 
 def pass_class(name: str) -> type[Pass]:

@@ -1,29 +1,32 @@
 """Finds the ranges of the planned activations from data and turns them into encodings."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from qgraph.cache import open_cache
 from qgraph.context import Context
-from qgraph.encoding import Encoding, encode_range
+from qgraph.encoding import Encoding, Spec, encode_range
 from qgraph.errors import DataError, UsageError, unknown_name
 from qgraph.facts import Plan
 from qgraph.graph import Graph
+from qgraph.passes.calibrate_auto import Ranges, asked, choose_ranges, resumed_line
+from qgraph.passes.calibration_cache import (
+    calibration_key,
+    data_key,
+    data_place,
+    keep_ranges,
+    load_ranges,
+)
+from qgraph.passes.calibration_import import Imported, import_encodings, missing_data
+from qgraph.passes.calibration_resume import Checkpoints, Progress, look_through
 from qgraph.passes.collect import Timing, extremes, sample_count
-from qgraph.passes.collect_errors import channel_weights, encoding_errors
-from qgraph.passes.collect_heldback import HeldBack
-from qgraph.passes.collect_values import watch
+from qgraph.passes.collect_values import rereadable, watch
 from qgraph.passes.observers import Observer, build, observer, observers
-from qgraph.passes.observers.auto import Statistics, choose
 from qgraph.passes.observers.histogram import check_bins
 from qgraph.pipeline import Pass, PassReport
 
-_Found = TypeVar("_Found")
 AUTO = "auto"
-Ranges = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Calibrate(Pass):
 
     Attributes:
         observer: How a range is made of what was seen; see `qgraph.passes.observers`. `auto`
-            computes them all and takes, for each value, the one with the least error on samples
+            computes several and takes, for each value, the one with the least error on samples
             held back (one in four, chosen by their content); it then uses all samples.
         percentile: Of `percentile`: share of all values inside the range, percent.
         norm: Of `mse`: exponent of the error.
@@ -41,6 +44,10 @@ class Calibrate(Pass):
         memory_mb: Memory beside the model for observed values, MB. Where one sample's values take
             more, they are split into groups and the data is run once for each. A quarter of it
             bounds the samples that `auto` keeps to measure errors on.
+        cache: Keep the ranges, and take those of an earlier run of the same model, data and
+            options; see docs/encodings.md.
+        checkpoint_s: Seconds between checkpoints, from which an interrupted run goes on; 0 for one
+            after each sample. Only with `cache`.
     """
 
     observer: str = "mean-minmax"
@@ -49,6 +56,8 @@ class Calibrate(Pass):
     rate: float = 0.01
     bins: int = 2048
     memory_mb: int = 1024
+    cache: bool = True
+    checkpoint_s: float = 30.0
 
     name: ClassVar[str] = "calibrate"
     needs: ClassVar[frozenset[str]] = frozenset({"plan"})
@@ -58,6 +67,8 @@ class Calibrate(Pass):
         """Refuse unknown observers and options out of range before anything runs."""
         if self.memory_mb < 1:
             raise UsageError(f"calibrate.memory_mb is {self.memory_mb}", fix="give 1 or more")
+        if not self.checkpoint_s >= 0:
+            raise UsageError(f"calibrate.checkpoint_s is {self.checkpoint_s}", fix="give 0 or more")
         try:
             check_bins(self.bins)
             if self.observer not in observers() and self.observer != AUTO:
@@ -70,125 +81,147 @@ class Calibrate(Pass):
     def run(self, graph: Graph, context: Context) -> PassReport:
         """Write `facts.ranges` and `facts.encodings`.
 
+        Encodings that the context brings are taken as they are; only other values are observed.
+
         Raises:
             DataError: There is no data, or it makes a value NaN or infinite.
         """
         plan: Plan = graph.facts.get("plan")
         report = PassReport()
-        ranges = self._observe(graph, plan, context, report) if plan.activations else {}
-        graph.facts.ranges = ranges
-        graph.facts.encodings = encode(plan, ranges)
+        given = Imported({}, {})
+        if context.encodings is not None:
+            given = import_encodings(context.encodings, graph, plan, context, report)
+            context.info(f"calibration: {report.notes[-1]}")
+        missing = sorted(name for name in plan.activations if name not in given.encodings)
+        if missing and context.data is None and context.encodings is not None:
+            raise missing_data(context.encodings, missing)
+        specs = {name: plan.activations[name].spec for name in missing}
+        found = self._ranges(graph, specs, context, report) if specs else {}
+        graph.facts.ranges = {**found, **given.ranges}
+        graph.facts.encodings = encode(plan, found, given.encodings)
         report.details += [
-            f"{name}: [{low:.6g}, {high:.6g}]" for name, (low, high) in ranges.items()
+            f"{name}: [{low:.6g}, {high:.6g}]" for name, (low, high) in found.items()
         ]
         return report
 
-    def _observe(self, graph: Graph, plan: Plan, context: Context, report: PassReport) -> Ranges:
+    def _ranges(
+        self, graph: Graph, specs: Mapping[str, Spec], context: Context, report: PassReport
+    ) -> Ranges:
+        """Take the ranges from the cache, or observe the values and keep what was found."""
         if context.data is None:
             raise DataError("calibration needs data", fix="pass --data")
+        store, content = (open_cache(), data_key(context.data)) if self.cache else (None, None)
+        if store is None:
+            return self._observe(graph, specs, context, report, None)
+        options = self._deciding()
+        if content is None:
+            context.info(
+                "calibration is not cached: only reading the data tells what it is "
+                "(give files or arrays)"
+            )
+            checkpoints = None
+            if rereadable(context.data):
+                key = calibration_key(graph, specs, options, f"unread {data_place(context.data)}")
+                checkpoints = Checkpoints(store, key, self.checkpoint_s, hashed=True)
+            return self._observe(graph, specs, context, report, checkpoints)
+        key = calibration_key(graph, specs, options, content)
+        cached = load_ranges(store, key, list(specs))
+        if cached is not None:
+            ranges, lines = cached
+            report.notes.append(f"ranges of {len(ranges)} values come from the cache")
+            context.info(f"calibration: {report.notes[-1]} in {store.folder}")
+            report.details += [*report.notes[-1:], *(f"then: {line}" for line in lines)]
+            return ranges
+        before = len(report.details)
+        checkpoints = Checkpoints(store, key, self.checkpoint_s, hashed=False)
+        ranges = self._observe(graph, specs, context, report, checkpoints)
+        reason = keep_ranges(store, key, ranges, report.details[before:])
+        if reason is not None:
+            context.info(f"calibration is not cached in {store.folder}: {reason}")
+        return ranges
+
+    def _deciding(self) -> dict[str, Any]:
+        """Return the options that decide a range: not those of other observers."""
+        names = ("bins", "memory_mb") if self.observer == AUTO else observer(self.observer).options
+        options = self.options()
+        return {name: options[name] for name in ("observer", *names) if name in options}
+
+    def _observe(
+        self,
+        graph: Graph,
+        specs: Mapping[str, Spec],
+        context: Context,
+        report: PassReport,
+        checkpoints: Checkpoints | None,
+    ) -> Ranges:
+        assert context.data is not None
+        memory = self.memory_mb << 20
         if self.observer == AUTO:
-            return self._choose(graph, plan, context, report)
+            ranges, lines = choose_ranges(
+                graph, specs, context, checkpoints, bins=self.bins, memory=memory
+            )
+            report.details += lines
+            return ranges
         kind = observer(self.observer)
         options = self.options()
         watchers: dict[str, Observer] = {
-            name: build(kind, options | {"spec": plan.activations[name].spec})
-            for name in sorted(plan.activations)
+            name: build(kind, options | {"spec": spec}) for name, spec in specs.items()
         }
-        if kind.extremes_only:
-            timing = self._reduced(graph, watchers, context)
-        else:
-            timing = watch(
+
+        def look(part: Iterable[Mapping[str, Any]], start: int, progress: Progress) -> Timing:
+            if kind.extremes_only:
+                return _reduced(graph, watchers, part, progress)
+            return watch(
                 graph,
                 list(watchers),
-                context.data,
+                part,
                 lambda _, name, value: watchers[name].observe(value),
-                memory=self.memory_mb << 20,
-                progress=context.progress,
+                memory=memory,
+                progress=progress,
             )
-        report.details.append(timing.line())
-        return {name: _range(name, watcher.range) for name, watcher in watchers.items()}
 
-    def _choose(self, graph: Graph, plan: Plan, context: Context, report: PassReport) -> Ranges:
-        """Take each value's range from the observer with the least error on samples held back."""
-        assert context.data is not None
-        names = sorted(plan.activations)
-        memory = self.memory_mb << 20
-        samples = HeldBack(context.data, memory // 4)
-        # By name, statistics of the samples that are not held back, and of those that are.
-        seen = {
-            name: [Statistics(plan.activations[name].spec, self.bins) for _ in range(2)]
-            for name in names
-        }
-
-        def count(index: int, name: str, value: NDArray[np.floating]) -> None:
-            seen[name][samples.held[index]].observe(value)
-
-        timing = watch(graph, names, samples, count, memory=memory, progress=context.progress)
-        report.details.append(timing.line())
-        candidates = {}
-        for name, (rest, held) in seen.items():
-            ranges = _range(name, (held if rest.empty else rest).candidates)
-            spec = plan.activations[name].spec
-            candidates[name] = {key: encode_range(*found, spec) for key, found in ranges.items()}
-        values = {
-            v.name: v for v in [*graph.inputs, *(o for n in graph.nodes() for o in n.outputs)]
-        }
-        weights = {name: channel_weights(graph, values[name]) for name in names}
-        errors: dict[str, dict[str, list[float]]] = {
-            name: {key: [] for key in found} for name, found in candidates.items()
-        }
-
-        def judge(_: int, name: str, value: NDArray[np.floating]) -> None:
-            if value.size:
-                found = encoding_errors(value, candidates[name], weights[name])
-                for key, error in found.items():
-                    errors[name][key].append(error)
-
-        kept = samples.samples
-        timing = watch(
-            graph, names, kept, judge, memory=memory, progress=context.progress, label="choosing"
-        )
-        report.details.append(f"{len(kept)} samples held back: {timing.line()}")
-        ranges = {}
-        for name, (rest, held) in seen.items():
-            method = choose(errors[name])
-            report.details.append(f"{name}: {method}")
-            rest.merge(held)
-            ranges[name] = rest.range(method)
-        return ranges
-
-    def _reduced(self, graph: Graph, watchers: dict[str, Observer], context: Context) -> Timing:
-        """Show each sample's extremes to the observers."""
-        assert context.data is not None
-        total = sample_count(context.data)
-        timing = Timing()
-        for sample in extremes(graph, list(watchers), context.data, timing=timing):
-            for name, found in sample.items():
-                watchers[name].observe(found)
-            context.progress("calibrating", timing.samples, total)
-        if timing.samples == 0:
-            raise DataError("the calibration data has no samples")
-        return timing
+        timing, resumed = look_through(context.data, look, watchers, checkpoints, context)
+        report.details += [timing.line(), *resumed_line(resumed)]
+        return {name: asked(name, watcher.range) for name, watcher in watchers.items()}
 
 
-def _range(name: str, ask: Callable[[], _Found]) -> _Found:
-    try:
-        return ask()
-    except ValueError as error:
-        raise DataError(
-            f"{name!r} was empty in every sample", fix="pass data that reaches it, or exclude it"
-        ) from error
+def _reduced(
+    graph: Graph,
+    watchers: Mapping[str, Observer],
+    data: Iterable[Mapping[str, Any]],
+    progress: Progress,
+) -> Timing:
+    """Show each sample's extremes to the observers."""
+    total = sample_count(data)
+    timing = Timing()
+    for sample in extremes(graph, list(watchers), data, timing=timing):
+        for name, found in sample.items():
+            watchers[name].observe(found)
+        progress("calibrating", timing.samples, total)
+    if timing.samples == 0:
+        raise DataError("the calibration data has no samples")
+    return timing
 
 
-def encode(plan: Plan, ranges: Ranges) -> dict[str, Encoding]:
-    """Encode every planned activation; values of one group share the union of their ranges."""
+def encode(
+    plan: Plan, ranges: Ranges, given: Mapping[str, Encoding] | None = None
+) -> dict[str, Encoding]:
+    """Encode every planned activation; values of one group share the union of their ranges.
+
+    Args:
+        plan: The plan.
+        ranges: By value name; those in `given` may be missing.
+        given: Encodings that are settled already, whole groups at a time.
+    """
+    encodings = dict(given or {})
     groups: dict[str, list[str]] = {}
     for name, placement in plan.activations.items():
-        groups.setdefault(placement.group, []).append(name)
-    encodings = {}
+        if name not in encodings:
+            groups.setdefault(placement.group, []).append(name)
     for members in groups.values():
-        low = min(ranges[name][0] for name in members)
-        high = max(ranges[name][1] for name in members)
+        # What is known of a value holds for all data, what was seen only for these samples.
+        found = [plan.activations[name].known or ranges[name] for name in members]
+        low, high = min(low for low, _ in found), max(high for _, high in found)
         encoding = encode_range(low, high, plan.activations[members[0]].spec)
         encodings.update(dict.fromkeys(members, encoding))
     return encodings

@@ -76,7 +76,7 @@ def extremes(
         DataError: A value became NaN, or infinite where that is not allowed; the first such
             value is named.
     """
-    from qgraph.runtime import backend
+    from qgraph.runtime import observing_backend
     from qgraph.runtime.backend import EngineOptions
 
     timing = timing or Timing()
@@ -84,7 +84,7 @@ def extremes(
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         path = Path(folder) / "observed.onnx"
         onnx_io.save(_observed(graph, names), path)
-        with backend("onnxruntime-cpu").open(path, EngineOptions()) as session:
+        with observing_backend().open(path, EngineOptions()) as session:
             for index, feeds in enumerate(data):
                 begin = time.perf_counter()
                 results = session.run(feeds)

@@ -37,10 +37,9 @@ class HeldBack:
         self.expected = sample_count(data)
 
     def __iter__(self) -> Iterator[Feeds]:
-        """Give the samples; those of the first reading are hashed."""
-        first = not self.held
-        for feeds in self._data:
-            if first:
+        """Give the samples; each is hashed when it is first read, also where reading broke off."""
+        for index, feeds in enumerate(self._data):
+            if index == len(self.held):
                 self._take(feeds)
             yield feeds
 

@@ -1,11 +1,13 @@
-"""Runs a graph on data and hands whole values out, while the engine goes on with the next sample."""
+"""Runs a graph on data and hands whole values out, several samples at a time."""
 
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,9 @@ Feeds = Mapping[str, NDArray[Any]]
 See = Callable[[int, str, NDArray[np.floating]], None]
 Progress = Callable[[str, int, int | None], None]
 
-# One sample's values in the engine, one waiting and one being looked at.
-IN_FLIGHT = 3
+# Samples whose values may be held at a time even where memory is short: one core computes the
+# next while another looks.
+AT_LEAST = 2
 
 
 def rereadable(data: Iterable[Any]) -> bool:
@@ -42,16 +45,21 @@ def watch(
 ) -> Timing:
     """Run `graph` on each sample and show every named value to `see`.
 
-    `see` runs in one other thread, in the order of the samples, while the engine works on the
-    next one. Values whose arrays would take more than `memory` together are split into groups and
-    the data is run once for each group; sizes are those of the first sample.
+    Each core takes a sample of its own, computes it and shows its values: that keeps all cores
+    busy however the time splits between the engine and `see`, and a sample's values in the cache
+    of one core. Where `memory` is short, fewer samples are held at a time; where not even
+    `AT_LEAST` fit, the values are split into groups and the data is run once for each group.
+    Sizes are those of the first sample.
 
     Args:
         graph: Float graph; it is not changed.
         names: Values of the outermost graph, floating point.
-        data: Samples, feeds by input name.
-        see: Called as (sample number, name, value); a ValueError that it raises means that the
-            value is NaN or infinite.
+        data: Samples, feeds by input name. Read in one thread; arrays may be used again for the
+            next sample.
+        see: Called as (sample number, name, value) from several threads, in any order of samples,
+            but never twice at a time for one name. What it makes of the values must therefore not
+            depend on their order. A ValueError that it raises means that the value is NaN or
+            infinite.
         memory: Bytes that values may take beside the model.
         progress: Called as (`label`, runs done, runs expected or None).
         label: What is going on.
@@ -61,15 +69,21 @@ def watch(
 
     Raises:
         EngineError: onnxruntime is missing or refuses the graph.
-        DataError: There are no samples, `see` refuses a value, or the values don't fit into
-            `memory` and the data can be read only once.
+        DataError: There are no samples, `see` refuses a value (the first such sample is named),
+            or the values don't fit into `memory` and the data can be read only once.
     """
+    from qgraph.runtime.backend import available_cores
+
     start = time.perf_counter()
     stream = iter(data)
     first = next(stream, None)
     if first is None:
         raise DataError("the calibration data has no samples")
-    groups = _groups(_sizes(graph, names, first), memory)
+    first = _copied(first)
+    total = sample_count(data)
+    sizes = _sizes(graph, names, first)
+    workers = _workers(sum(sizes.values()), memory, available_cores(), total)
+    groups = _groups(sizes, memory // max(workers, AT_LEAST))
     if len(groups) > 1 and not rereadable(data):
         raise DataError(
             f"the observed values of one sample need more than {memory >> 20} MB, "
@@ -77,62 +91,82 @@ def watch(
             fix="raise calibrate.memory_mb, or give data that can be read again",
         )
     timing = Timing(groups=len(groups))
-    total = sample_count(data)
     expected = None if total is None else total * len(groups)
     for number, group in enumerate(groups):
         samples = chain([first], stream) if number == 0 else iter(data)
-        for _ in _run(graph, group, samples, see, timing):
+        for seconds in _run(graph, group, samples, see, workers):
             timing.runs += 1
+            timing.inference += seconds / workers
             progress(label, timing.runs, expected)
     timing.samples = timing.runs // len(groups)
     timing.seconds = time.perf_counter() - start
     return timing
 
 
-def _run(
-    graph: Graph, names: Sequence[str], data: Iterable[Feeds], see: See, timing: Timing
-) -> Iterator[None]:
-    """Run all samples for one group of values; yield after each."""
-    from qgraph.runtime import backend
-    from qgraph.runtime.backend import EngineOptions, available_cores
+def _workers(size: int, memory: int, cores: int, samples: int | None) -> int:
+    """How many samples to work on at a time, if the values of one take `size` bytes."""
+    fitting = max(memory // max(size, 1), AT_LEAST)
+    return max(1, min(cores, fitting, cores if samples is None else samples))
 
-    def look(index: int, values: dict[str, NDArray[Any]]) -> None:
-        for name, value in values.items():
-            try:
-                see(index, name, value)
-            except ValueError as error:
-                raise DataError(
-                    f"sample {index} makes {name!r} NaN or infinite", fix="check the data"
-                ) from error
+
+def _run(
+    graph: Graph, names: Sequence[str], data: Iterable[Feeds], see: See, workers: int
+) -> Iterator[float]:
+    """Run all samples for one group of values; after each yield the engine's seconds."""
+    from qgraph.runtime import observing_backend
+    from qgraph.runtime.backend import EngineOptions, available_cores
 
     inputs = {value.name for value in graph.inputs}
     computed = [name for name in names if name not in inputs]
-    # One core is for `see`.
-    options = EngineOptions(threads=max(1, available_cores() - 1))
+    locks = {name: Lock() for name in names}
+    options = EngineOptions(threads=max(1, available_cores() // workers))
+
+    def work(index: int, feeds: Feeds) -> float:
+        start = time.perf_counter()
+        results = session.run(feeds, computed or None)
+        seconds = time.perf_counter() - start
+        for name in names:
+            # Dropped once it was seen: the engine's memory is free again for other samples.
+            value = feeds[name] if name in inputs else results.pop(name)
+            with locks[name]:
+                _show(see, index, name, value)
+        return seconds
+
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         path = Path(folder) / "observed.onnx"
         onnx_io.save(_with_outputs(graph, computed or [graph.outputs[0].name or ""]), path)
-        with (
-            backend("onnxruntime-cpu").open(path, options) as session,
-            ThreadPoolExecutor(1) as worker,
-        ):
-            waiting: Future[None] | None = None
-            for index, feeds in enumerate(data):
-                start = time.perf_counter()
-                results = session.run(feeds, computed or None)
-                timing.inference += time.perf_counter() - start
-                values = {name: results.get(name, feeds.get(name)) for name in names}
-                if waiting is not None:
-                    waiting.result()
-                waiting = worker.submit(look, index, values)  # type: ignore[arg-type]
-                yield
-            if waiting is not None:
-                waiting.result()
+        with observing_backend().open(path, options) as session:
+            pool = ThreadPoolExecutor(workers)
+            waiting: deque[Future[float]] = deque()
+            try:
+                for index, feeds in enumerate(data):
+                    # One more waits for each worker, as samples don't end in their order.
+                    if len(waiting) == 2 * workers:
+                        yield waiting.popleft().result()
+                    waiting.append(pool.submit(work, index, _copied(feeds)))
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _show(see: See, index: int, name: str, value: NDArray[Any]) -> None:
+    try:
+        see(index, name, value)
+    except ValueError as error:
+        raise DataError(
+            f"sample {index} makes {name!r} NaN or infinite", fix="check the data"
+        ) from error
+
+
+def _copied(feeds: Feeds) -> dict[str, NDArray[Any]]:
+    """Copy a sample: whoever gives it may use its memory again for the next."""
+    return {name: np.array(array) for name, array in feeds.items()}
 
 
 def _sizes(graph: Graph, names: Sequence[str], feeds: Feeds) -> dict[str, int]:
     """Bytes of each named value for one sample, in the order in which they are computed."""
-    from qgraph.runtime import backend
+    from qgraph.runtime import observing_backend
     from qgraph.runtime.backend import EngineOptions
 
     wanted = set(names)
@@ -147,7 +181,7 @@ def _sizes(graph: Graph, names: Sequence[str], feeds: Feeds) -> dict[str, int]:
         with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
             path = Path(folder) / "sizes.onnx"
             onnx_io.save(copy, path)
-            with backend("onnxruntime-cpu").open(path, EngineOptions()) as session:
+            with observing_backend().open(path, EngineOptions()) as session:
                 results = session.run(feeds)
         sizes |= {name: 4 * int(results[output]) for name, output in outputs.items()}
     order = {value.name: i for i, value in enumerate(_values(graph))}
@@ -159,7 +193,6 @@ def _groups(sizes: Mapping[str, int], memory: int) -> list[list[str]]:
     groups: list[list[str]] = []
     room = 0
     for name, size in sizes.items():
-        size *= IN_FLIGHT
         if not groups or size > room:
             groups.append([])
             room = memory

@@ -17,6 +17,7 @@ from qgraph.passes.layer_twins import with_twins
 from qgraph.passes.plan import weight_axis
 from qgraph.passes.quantize_weights import BIAS_LIMIT
 from qgraph.pipeline import Pass, PassReport, Reject
+from qgraph.target import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,8 @@ class CorrectBias(Pass):
         Gemm, added where there is none, or the Add of a constant behind a MatMul.
 
     Leaves alone:
-        A MatMul without an Add; results of unknown rank; corrections that int32 can't hold.
+        A MatMul without an Add; results of unknown rank; corrections that int32 can't hold,
+        where the target's biases are int32.
 
     Source:
         Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
@@ -102,7 +104,7 @@ class CorrectBias(Pass):
             if layer.node not in missing:
                 report.refuse(name, "it was empty in every sample")
                 continue
-            reason = _add(graph, layer, missing[layer.node])
+            reason = _add(graph, layer, missing[layer.node], _in_codes(layer, context.target))
             if reason is None:
                 report.did(f"{name}: by at most {np.abs(missing[layer.node]).max():.3g}")
             else:
@@ -125,6 +127,12 @@ def _layers(graph: Graph, report: PassReport) -> list[_Layer]:
         else:
             found.append(layer)
     return found
+
+
+def is_correctable(graph: Graph, node: Node) -> bool:
+    """Whether `CorrectBias`, where it is on, takes the mean error of a layer out."""
+    plan: Plan = graph.facts.get("plan")
+    return (node.name or "", 0) in plan.reads and not isinstance(_layer(graph, node), Reject)
 
 
 def _layer(graph: Graph, node: Node) -> _Layer | Reject:
@@ -212,19 +220,25 @@ def _product(node: Node, error: NDArray[np.float64], mean: FloatArray) -> FloatA
     return np.asarray(matrix @ mean, np.float64)
 
 
-def _add(graph: Graph, layer: _Layer, missing: FloatArray) -> str | None:
+def _in_codes(layer: _Layer, target: Target) -> bool:
+    """Whether the target wants the layer's bias in int32."""
+    rule = target.rule(layer.node.op_type)
+    return layer.holder is layer.node and rule is not None and rule.role(layer.index) == "bias"
+
+
+def _add(graph: Graph, layer: _Layer, missing: FloatArray, in_codes: bool) -> str | None:
     """Add the correction to the layer's bias; return why it can't be, or None."""
     old = layer.bias
     array = None if old is None else constant(graph, old)
     if old is not None and array is None:
         return "its bias is no plain constant"
     bias = (missing if array is None else array + missing).astype(np.float32)
-    in_codes = layer.holder is layer.node
     if in_codes and not _fits(graph, layer, bias):
         return "int32 can't hold the corrected bias"
     if old is None:
         value = graph.constant(f"{layer.node.name}_bias", bias)
-        _plan_bias(graph, layer)
+        if in_codes:
+            _plan_bias(graph, layer)
     else:
         value = folded(graph, old, bias)
     graph.set_input(layer.holder, layer.index, value)

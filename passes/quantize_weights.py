@@ -104,8 +104,11 @@ def _fit_bias(
 
 
 def _smallest_scale(graph: Graph, node: Node) -> NDArray[np.float64] | None:
-    """Least weight scales, float64 [N], with which the node's bias fits; None without bias."""
-    bias = graph.array(node.inputs[2]) if len(node.inputs) > 2 else None
+    """Least weight scales, float64 [N], with which the node's bias fits; None without int32."""
+    plan: Plan = graph.facts.get("plan")
+    if (node.name or "", 2) not in plan.biases:
+        return None
+    bias = graph.array(node.inputs[2])
     encodings: dict[str, Encoding] = graph.facts.get("encodings")
     data = node.inputs[0]
     if bias is None or data is None:

@@ -23,6 +23,8 @@ ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # Another alpha must beat none by this share of the error, or the graph stays as it is.
 GAIN = 0.02
 _NORMS = ("LayerNormalization", "RMSNormalization")
+# Activations where no target says what it wants.
+_SPEC = Spec("uint8", symmetric=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +95,7 @@ class Smooth(Pass):
             return report
         if not blocks:
             return report
+        spec = context.target.activation if context.target else _SPEC
         largest = _largest(graph, blocks, context)
         names = [block.value.name or "" for block in blocks]
         # All blocks are searched on rows of the graph as it was: smoothing changes no result.
@@ -104,7 +107,7 @@ class Smooth(Pass):
                 continue
             weights = [_matrix(graph, node) for node in block.linears]
             size = np.abs(np.concatenate(weights, axis=1)).max(axis=1)
-            alpha = self.alpha or _search(rows[name], weights, largest[name], size)
+            alpha = self.alpha or _search(rows[name], weights, largest[name], size, spec)
             if alpha is None:
                 report.refuse(block.norm.name or "", "no alpha lowers the error")
                 continue
@@ -182,11 +185,12 @@ def _search(
     weights: list[NDArray[np.float32]],
     x: FloatArray,
     w: NDArray[np.floating],
+    spec: Spec,
 ) -> float | None:
     """Return the alpha with the least squared error of the products, or None if none helps."""
     exact = [rows @ weight for weight in weights]
-    before = _error(rows, weights, exact, np.ones_like(x))
-    errors = {alpha: _error(rows, weights, exact, _scale(x, w, alpha)) for alpha in ALPHAS}
+    before = _error(rows, weights, exact, np.ones_like(x), spec)
+    errors = {alpha: _error(rows, weights, exact, _scale(x, w, alpha), spec) for alpha in ALPHAS}
     best = min(errors, key=errors.__getitem__)
     return best if errors[best] < (1 - GAIN) * before else None
 
@@ -196,10 +200,11 @@ def _error(
     weights: list[NDArray[np.float32]],
     exact: list[NDArray[np.float32]],
     scale: FloatArray,
+    spec: Spec,
 ) -> float:
-    """Relative squared error with 8-bit activations per tensor and 8-bit weights per column."""
+    """Relative squared error with activations per tensor and 8-bit weights per column."""
     data = (rows / scale).astype(np.float32)
-    encoding = encode_range(data.min(), data.max(), Spec("uint8", symmetric=False))
+    encoding = encode_range(data.min(), data.max(), spec)
     data = dequantize(quantize(data, encoding), encoding)
     total = 0.0
     for weight, want in zip(weights, exact, strict=True):

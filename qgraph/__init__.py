@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     import os
 
     from qgraph.artifact import Artifact as Artifact
+    from qgraph.calibration import calibrate as calibrate
     from qgraph.compiler import compile as compile
     from qgraph.context import Context as Context
     from qgraph.errors import QGraphError as QGraphError
@@ -35,6 +36,7 @@ _HOMES = {
     "Recipe": "qgraph.recipe",
     "Reject": "qgraph.pipeline",
     "Session": "qgraph.runtime.backend",
+    "calibrate": "qgraph.calibration",
     "compile": "qgraph.compiler",
     "load": "qgraph.onnx_io",
     "save": "qgraph.onnx_io",
@@ -53,6 +55,7 @@ __all__ = [
     "Reject",
     "Session",
     "__version__",
+    "calibrate",
     "compile",
     "load",
     "open",

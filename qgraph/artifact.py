@@ -96,7 +96,10 @@ class Artifact:
             if reason is None:
                 return engine.open(self.model_path, EngineOptions(**chosen.options))
             reasons.append(reason)
-        for name in target(self.manifest.target).engines:
+        wanted = target(self.manifest.target)
+        if not wanted.engines:
+            reasons.append(wanted.no_engine)
+        for name in wanted.engines:
             if chosen is not None and name == chosen.backend:
                 continue
             reason = backend(name).unavailable()

@@ -17,11 +17,13 @@ from typer.core import TyperGroup
 from qgraph import __version__
 from qgraph.commands import (
     bench,
+    calibrate,
     compile,
     completion,
     diff,
     explain,
     inspect,
+    lint,
     passes,
     recipes,
     run,
@@ -33,7 +35,9 @@ from qgraph.text import one_line
 
 COMMANDS = {
     "compile": compile,
+    "calibrate": calibrate,
     "inspect": inspect,
+    "lint": lint,
     "run": run,
     "bench": bench,
     "diff": diff,

@@ -1,9 +1,7 @@
 """The story of a compile, from a model file to an artifact."""
 
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -14,17 +12,26 @@ import numpy as np
 from qgraph import __version__, flow, onnx_io, record
 from qgraph.artifact import MODEL, Artifact, check_output, draft
 from qgraph.context import Context
-from qgraph.data import DataSet, open_data
+from qgraph.data import DataSet
 from qgraph.engine_choice import Selection, select_engine
 from qgraph.errors import AccuracyError
 from qgraph.explain import node_precisions
 from qgraph.graph import Graph
+from qgraph.interface import FloatSession, Interface
 from qgraph.job import Job, output_folder, resolve
 from qgraph.listener import Listener
-from qgraph.manifest import Accuracy, Engine, Manifest
+from qgraph.manifest import Accuracy, Manifest
 from qgraph.pipeline import Hook, Pass, Pipeline, Stage
+from qgraph.preparation import (
+    check_io_options,
+    given_encodings,
+    job_context,
+    original_file,
+    split_data,
+)
 from qgraph.recipe import Recipe
-from qgraph.recognise import quantized_ops
+from qgraph.runtime.backend import TensorInfo
+from qgraph.target_fit import check_shapes, too_large
 from qgraph.verify import Outputs, reference_outputs, verify
 
 Kind = Literal["held out", "calibration", "random"]
@@ -48,6 +55,9 @@ def compile(
     samples: int | None = None,
     exclude: Sequence[str] = (),
     settings: Sequence[str] = (),
+    encodings: Any = None,
+    io: str | None = None,
+    io_outputs: str | None = None,
     passes: Sequence[Pass] = (),
     hooks: Sequence[Hook] = (),
     listener: Listener | None = None,
@@ -65,6 +75,12 @@ def compile(
         samples: How many samples to use at most.
         exclude: Globs of node names or operators that stay in float.
         settings: `pass.option=value` lines that override the recipe.
+        encodings: A file of encodings, or its content as a dict, that replaces calibration for the
+            values that it names; see `qgraph.encodings_json.read_encodings`. int8 only.
+        io: Type of the inputs: `uint8` or `int8`, raw images where the recipe has [images] and
+            codes elsewhere; `float` leaves them alone. Sets `quantize_io.inputs`.
+        io_outputs: Type of the outputs: `uint8`, `int8`, `uint16`, `int16` or `float`; default: 16
+            bits where `io` is not `float`. Sets `quantize_io.outputs`.
         passes: The caller's own passes or fusions; they run between clean-up and fusions.
         hooks: Called after every pass with the graph and what was done.
         listener: Told how it goes.
@@ -77,22 +93,31 @@ def compile(
         ModelError, DataError, EngineError, ArtifactError: What the names say.
         AccuracyError: The artifact misses the recipe's floor; it is kept, marked as failed.
     """
-    job = resolve(target, precision, recipe, exclude, settings, listener)
+    job = resolve(target, precision, recipe, exclude, settings, listener, io, io_outputs)
+    given = given_encodings(encodings, job)
     folder = output_folder(model, output, job)
     check_output(folder)
-    with _original(model) as original:
+    with original_file(model) as original:
         job.listener.stage("loading")
         graph = onnx_io.load(original)
         for note in graph.notes:
             job.warn(note)
-        dataset, calibration, held_out = _data(graph, data, samples, job)
+        check_shapes(graph, job.target)
+        dataset, calibration, held_out = split_data(graph, data, samples, job, given)
+        context = job_context(job, calibration, given)
+        inputs = graph.signature()
+        check_io_options(graph, job, dataset, given)
         with draft(folder) as scratch:
-            stages, floating = _rewrite(graph, job, calibration, passes, hooks, scratch)
+            stages, floating = _rewrite(graph, job, context, passes, hooks, scratch)
             job.listener.stage("writing")
             written = onnx_io.save(graph, scratch / MODEL)
             record.write_facts(graph, scratch)
             nodes = node_precisions(graph, job.precision)
-            kind, feeds = _feeds(graph, held_out, calibration)
+            interface = graph.facts.io or Interface()
+            kind, feeds = _feeds(inputs, held_out, calibration)
+            if kind == "random":
+                feeds = [interface.snapped(sample) for sample in feeds]
+            sample = interface.raw(feeds[0])
             del graph
             job.listener.stage("running the original")
             expected = reference_outputs(
@@ -101,8 +126,11 @@ def compile(
                 guessed=kind == "random" and held_out is None,
                 progress=job.listener.progress,
             )
-            selection = _select(job, scratch / MODEL, floating, feeds[0])
-            accuracy = _verify(job, scratch / MODEL, selection, kind, feeds, expected)
+            size = sum(path.stat().st_size for path in written)
+            if line := too_large(job.target, size):
+                job.warn(line)
+            selection = _select(job, scratch / MODEL, floating, sample, feeds[0])
+            accuracy = _verify(job, scratch / MODEL, selection, interface, kind, feeds, expected)
             _remove_float(floating, scratch)
             manifest = Manifest(
                 qgraph_version=__version__,
@@ -117,12 +145,14 @@ def compile(
                 random_calibration=bool(dataset and dataset.random),
                 stages=[record.stage_record(stage) for stage in stages],
                 warnings=job.warnings,
-                engine=Engine(backend=selection.backend, options=selection.options),
+                engine=selection.engine,
                 timings=selection.timings,
+                not_timed=selection.not_timed,
                 accuracy=accuracy,
+                io=interface.to_json() if interface else None,
                 nodes=nodes,
                 original_bytes=record.model_bytes(original),
-                artifact_bytes=sum(path.stat().st_size for path in written),
+                artifact_bytes=size,
                 files=sorted(path.name for path in scratch.iterdir()),
             )
             record.write_manifest(manifest, scratch)
@@ -137,60 +167,13 @@ def compile(
     return artifact
 
 
-# -- before anything runs ------------------------------------------------------------------------
-
-
-@contextmanager
-def _original(model: Any) -> Iterator[Path]:
-    """Give the model as a file: what the artifact is compared with."""
-    if isinstance(model, str | os.PathLike):
-        path = Path(model)
-        yield path / MODEL if path.is_dir() else path
-        return
-    with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
-        path = Path(folder) / MODEL
-        onnx_io.save(onnx_io.load(model), path)
-        yield path
-
-
-def _data(
-    graph: Graph, data: Any, samples: int | None, job: Job
-) -> tuple[DataSet | None, DataSet | None, DataSet | None]:
-    """Open the data and keep some of it out of calibration."""
-    found = quantized_ops(graph)
-    if found and job.precision != "fp32":
-        listed = ", ".join(f"{count} {op}" for op, count in sorted(found.items()))
-        job.warn(f"the model is already quantized ({listed}): it is left intact")
-        job.precision = "as is"
-    if data is None:
-        if job.precision == "int8":
-            job.warn(
-                "int8 needs calibration data: built int8-dynamic instead; pass --data for int8"
-            )
-            job.precision = "int8-dynamic"
-        return None, None, None
-    dataset = open_data(
-        data,
-        graph.signature(),
-        images=job.recipe.images,
-        samples=samples or job.recipe.samples,
-    )
-    if dataset.random:
-        job.warn("calibrated on random data: accuracy on real data is unknown")
-    if dataset.count == 1 or (isinstance(data, list | tuple) and len(data) == 1):
-        job.warn("one sample can't be split: the artifact is verified on the one it was made with")
-        return dataset, dataset, None
-    calibration, held_out = dataset.split(job.recipe.verify.held_out)
-    return dataset, calibration, held_out
-
-
 # -- the passes ------------------------------------------------------------------------------------
 
 
 def _rewrite(
     graph: Graph,
     job: Job,
-    calibration: DataSet | None,
+    context: Context,
     own: Sequence[Pass],
     hooks: Sequence[Hook],
     scratch: Path,
@@ -201,15 +184,6 @@ def _rewrite(
     """
     if job.precision == "as is":
         return [], None
-    context = Context(
-        target=job.target,
-        recipe=job.recipe,
-        data=calibration,
-        exclude=job.exclude,
-        warn=job.warn,
-        progress=job.listener.progress,
-        starting=job.listener.stage,
-    )
     options = job.recipe.passes
     stages = Pipeline(flow.exact_passes(options, own), hooks=hooks).run(graph, context)
     passes = flow.quantizing_passes(job.precision, options)
@@ -221,7 +195,7 @@ def _rewrite(
         stages += Pipeline(passes, hooks=hooks, given=given).run(graph, context)
         plan = graph.facts.plan
         if (
-            job.precision.startswith("int8")
+            job.precision not in ("fp16", "bf16")
             and plan is not None
             and all(entry[0] == "float" for entry in plan.nodes.values())
         ):
@@ -242,7 +216,7 @@ def _remove_float(floating: Path | None, scratch: Path) -> None:
 
 
 def _feeds(
-    graph: Graph, held_out: DataSet | None, calibration: DataSet | None
+    inputs: Sequence[TensorInfo], held_out: DataSet | None, calibration: DataSet | None
 ) -> tuple[Kind, list[dict[str, Any]]]:
     """Samples for timing and verifying: held-out ones, else calibration ones, else random."""
     from qgraph.runtime.feeds import random_feeds
@@ -253,13 +227,20 @@ def _feeds(
     if calibration is not None and calibration.rereadable:
         return "calibration", [dict(sample) for sample in islice(calibration, RANDOM_SAMPLES)]
     rng = np.random.default_rng(0)
-    inputs = graph.signature()
     return "random", [random_feeds(inputs, rng) for _ in range(RANDOM_SAMPLES)]
 
 
-def _select(job: Job, model: Path, floating: Path | None, sample: dict[str, Any]) -> Selection:
+def _select(
+    job: Job,
+    model: Path,
+    floating: Path | None,
+    sample: dict[str, Any],
+    float_sample: dict[str, Any],
+) -> Selection:
     job.listener.stage("measuring engines")
-    selection = select_engine(job.target, job.precision, model, floating, sample)
+    selection = select_engine(
+        job.target, job.precision, model, floating, sample, float_feeds=float_sample
+    )
     ratio = selection.slower_than_float
     if ratio is not None and ratio > SLOWER_BY:
         job.warn(
@@ -273,6 +254,7 @@ def _verify(
     job: Job,
     model: Path,
     selection: Selection,
+    interface: Interface,
     kind: Kind,
     feeds: list[dict[str, Any]],
     expected: list[Outputs],
@@ -283,7 +265,7 @@ def _verify(
     with selection.open(model) as session:
         return verify(
             expected,
-            session,
+            FloatSession(session, interface),
             feeds,
             kind=kind,
             min_sqnr_db=floor.min_sqnr_db if judged else None,

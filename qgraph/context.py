@@ -22,7 +22,9 @@ class Context:
         data: Calibration samples, a re-iterable of feeds by input name, or None.
         exclude: Globs of node names and operators that stay in float.
         seed: For everything random.
+        encodings: A `qgraph.encodings_json.Encodings` that calibration takes instead of data, or None.
         warn: Called with a line that the user should see.
+        info: Called with a line that is worth showing with -v.
         progress: Called as (what, done, total or None) while something long runs.
         starting: Called with a pass's name before it runs.
         finished: Called after each pass.
@@ -33,7 +35,9 @@ class Context:
     data: Iterable[dict[str, Any]] | None = None
     exclude: tuple[str, ...] = ()
     seed: int = 0
+    encodings: Any = None
     warn: Callable[[str], None] = field(default=_ignore)
+    info: Callable[[str], None] = field(default=_ignore)
     progress: Callable[[str, int, int | None], None] = field(default=_ignore)
     starting: Callable[[str], None] = field(default=_ignore)
     finished: Callable[["Stage"], None] = field(default=_ignore)

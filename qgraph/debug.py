@@ -20,6 +20,7 @@ from qgraph.errors import (
 )
 from qgraph.graph import Graph
 from qgraph.graph_text import graph_text
+from qgraph.interface import FloatSession, Interface
 from qgraph.pipeline import Hook, Stage
 from qgraph.structure import check_structure
 
@@ -222,7 +223,8 @@ class _Numbers:
             onnx_io.save(graph, path)
             try:
                 with open_reference(path) as session:
-                    return session.run(self.feeds)
+                    floats = FloatSession(session, graph.facts.io or Interface(), nearest=True)
+                    return floats.run(self.feeds)
             except QGraphError as error:
                 raise ModelError(
                     f"pass {stage.name!r} broke the model: {error}", fix=_ADVICE

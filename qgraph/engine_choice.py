@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from qgraph.errors import EngineError
-from qgraph.manifest import Timing
+from qgraph.manifest import Engine, Timing
 from qgraph.runtime import backend
 from qgraph.runtime.backend import EngineOptions, Session
+from qgraph.runtime.builder import Builder
 from qgraph.runtime.choose import Candidate, Measured, fastest
+from qgraph.runtime.reference import open_reference
 from qgraph.target import Target
 
 BUDGET_S = 3.0
@@ -20,25 +22,40 @@ class Selection:
     """The engine to open an artifact in, and what was measured.
 
     Attributes:
-        backend: Name of the fastest backend.
+        backend: Name of the fastest backend; empty where none of the target's runs here.
         options: Its options.
         timings: Every candidate, fastest first, float ones included; then those that can't run.
         slower_than_float: Median time relative to the fastest float candidate; None if there is
             none to compare with.
+        not_timed: Why nothing was timed; empty where it was.
     """
 
-    backend: str
+    backend: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
     slower_than_float: float | None = None
+    not_timed: str = ""
+
+    @property
+    def engine(self) -> Engine | None:
+        """The manifest's entry; None where no engine runs here."""
+        return Engine(backend=self.backend, options=self.options) if self.backend else None
 
     def open(self, model: Path) -> Session:
-        """Open `model` in the selected engine."""
+        """Open `model` in the selected engine, or unoptimised where there is none."""
+        if not self.backend:
+            return open_reference(model)
         return backend(self.backend).open(model, EngineOptions(**self.options))
 
 
 def select_engine(
-    target: Target, precision: str, model: Path, floating: Path | None, feeds: Mapping[str, Any]
+    target: Target,
+    precision: str,
+    model: Path,
+    floating: Path | None,
+    feeds: Mapping[str, Any],
+    *,
+    float_feeds: Mapping[str, Any] | None = None,
 ) -> Selection:
     """Time `model` in all of the target's engines, in turn with the float model.
 
@@ -49,17 +66,21 @@ def select_engine(
         model: What was compiled.
         floating: The same model in float32, or None where `model` is that.
         feeds: One sample.
+        float_feeds: The same for `floating` where that takes other inputs.
 
     Raises:
-        EngineError: No engine can run the model; each one's reason is given.
+        EngineError: No engine can run the model, or build it; each one's reason is given.
     """
+    if all(backend(name).unavailable() is not None for name in target.engines):
+        return _without_engine(target, precision, model, feeds)
     candidates = []
     for name in target.engines:
         wants_bf16 = precision == "bf16" and name == "openvino"
         options = EngineOptions(float_precision="bf16" if wants_bf16 else "f32")
         candidates.append(Candidate(name, model, options, label=f"{name} {precision}"))
         if floating is not None:
-            candidates.append(Candidate(name, floating, label=f"{name} fp32 (before)"))
+            label = f"{name} fp32 (before)"
+            candidates.append(Candidate(name, floating, label=label, feeds=float_feeds))
     measured = fastest(candidates, feeds, budget_s=BUDGET_S)
     working = [each for each in measured if each.result is not None]
     ours = [each for each in working if each.candidate.model == model]
@@ -77,6 +98,23 @@ def select_engine(
         [_timing(each) for each in measured],
         ratio,
     )
+
+
+def _without_engine(
+    target: Target, precision: str, model: Path, feeds: Mapping[str, Any]
+) -> Selection:
+    """Say why nothing is timed; let engines that can be built here judge the model all the same."""
+    timings, reasons = [], []
+    for name in target.engines:
+        engine = backend(name)
+        reason = engine.unavailable() or ""
+        if isinstance(engine, Builder) and engine.cannot_build() is None:
+            built = engine.build(model, {key: array.shape for key, array in feeds.items()})
+            reason = f"{built}; {reason}"
+        timings.append(Timing(candidate=f"{name} {precision}", reason=reason))
+        reasons.append(reason)
+    why = "; ".join(reasons) or target.no_engine
+    return Selection(timings=timings, not_timed=f"no engine of {target.name} runs here: {why}")
 
 
 def _time(measured: Measured) -> float:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.encoding import Encoding, Spec
+from qgraph.interface import Interface
 
 
 @dataclass(eq=False)
@@ -82,11 +83,13 @@ class Placement:
         spec: What the target wants for it.
         group: Values with the same group share one encoding.
         reason: Why it is quantized.
+        known: Its range where that is known without data, such as that of a Softmax.
     """
 
     spec: Spec
     group: str
     reason: str
+    known: tuple[float, float] | None = None
 
 
 @dataclass
@@ -143,6 +146,7 @@ class Facts:
         encodings: By value name, the encoding of each quantized activation.
         weights: By (node name, input index), each quantized weight.
         quantized: True once Q/DQ (or another quantized form) stands in the graph.
+        io: Inputs and outputs that take or hand out something else than the original's.
     """
 
     units: list[Unit] | None = None
@@ -152,6 +156,7 @@ class Facts:
     encodings: dict[str, Encoding] | None = None
     weights: dict[tuple[str, int], QuantizedWeight] | None = None
     quantized: bool | None = None
+    io: Interface | None = None
 
     def present(self) -> set[str]:
         """Names of the facts that some pass has given."""

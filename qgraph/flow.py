@@ -15,17 +15,30 @@ AGAIN = ("fold_constants", "merge_equal", "drop_dead")
 MARKS = ("attention", "units")
 # Make the model easier to quantize without changing what it computes; a recipe switches them on.
 REPAIRS = ("smooth", "equalize_layers", "equalize_depthwise")
+# Those of them, and of what follows, that run the model on data.
+ON_DATA = (*REPAIRS, "adaround", "correct_bias")
 INSERTING = ("insert_qdq", "drop_dead")
+_CALIBRATED = (
+    *REPAIRS,
+    "plan",
+    "calibrate",
+    "quantize_weights",
+    "adaround",
+    "correct_bias",
+    *INSERTING,
+)
 QUANTIZING: dict[str, tuple[str, ...]] = {
     "fp32": (),
     "fp16": ("half",),
     "bf16": ("half",),
-    "int8": (*REPAIRS, "plan", "calibrate", "quantize_weights", "correct_bias", *INSERTING),
+    "int8": _CALIBRATED,
+    "w8a16": _CALIBRATED,
     "int8-dynamic": ("dynamic_int8", "drop_dead"),
 }
 IMPLIED: dict[str, dict[str, Any]] = {
     "fp16": {"half": {"dtype": "float16"}},
     "bf16": {"half": {"dtype": "bfloat16"}},
+    "w8a16": {"plan": {"precision": "w8a16"}},
 }
 
 
@@ -50,7 +63,33 @@ def quantizing_passes(precision: str, options: Options) -> list[Pass]:
     merged = {**options}
     for name, values in implied.items():
         merged[name] = {**options.get(name, {}), **values}
-    return build(QUANTIZING[precision], merged)
+    return build(_with_io(QUANTIZING[precision], options), merged)
+
+
+def _with_io(names: tuple[str, ...], options: Options) -> tuple[str, ...]:
+    """Add what changes the types of inputs and outputs, where `--io` asks for it."""
+    from qgraph.passes.quantize_io import QuantizeIO
+
+    wanted = QuantizeIO.with_options(options.get(QuantizeIO.name, {}))
+    if not (isinstance(wanted, QuantizeIO) and wanted.active):
+        return names
+    first = ("fold_images",) if "insert_qdq" in names and wanted.inputs != "float" else ()
+    return (*first, *names, QuantizeIO.name)
+
+
+def calibrating_passes(options: Options) -> list[Pass]:
+    """Passes of int8 up to the one that finds the encodings."""
+    names = QUANTIZING["int8"]
+    return build(names[: names.index("calibrate") + 1], options)
+
+
+def without_data(options: Options) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return options with everything that runs the model on data switched off, and its names."""
+    merged = {name: dict(values) for name, values in options.items()}
+    off = [p.name for p in build(ON_DATA, options) if p.options().get("enabled")]
+    for name in off:
+        merged.setdefault(name, {})["enabled"] = False
+    return merged, off
 
 
 def build(names: list[str] | tuple[str, ...], options: Options) -> list[Pass]:

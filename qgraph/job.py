@@ -4,12 +4,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from qgraph import flow
 from qgraph.errors import UsageError, unknown_name
+from qgraph.interface import InputType, OutputType
 from qgraph.listener import Listener, Silent
 from qgraph.recipe import Recipe, load_recipe, with_settings
+from qgraph.recipe_files import named_recipes
 from qgraph.target import PRECISIONS, Target
 from qgraph.target import target as named_target
 
@@ -40,6 +42,8 @@ def resolve(
     exclude: Sequence[str],
     settings: Sequence[str],
     listener: Listener | None,
+    io: str | None = None,
+    io_outputs: str | None = None,
 ) -> Job:
     """Look up every name and check every option.
 
@@ -48,7 +52,12 @@ def resolve(
     """
     hardware = named_target(target)
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or "default")
+    if recipe is None or recipe in named_recipes():
+        # What was measured for the target goes before what was measured for all.
+        own = hardware.settings.get(precision or loaded.precision, ())
+        loaded = with_settings(loaded, list(own))
     loaded = with_settings(loaded, list(settings))
+    loaded = _with_io(loaded, io, io_outputs)
     flow.check_options(loaded.passes)
     wanted = precision or loaded.precision or hardware.default_precision
     if wanted not in hardware.precisions:
@@ -60,6 +69,19 @@ def resolve(
         raise unknown_name("precision", wanted, hardware.precisions)
     globs = (*loaded.exclude, *exclude)
     return Job(hardware, loaded, wanted, wanted, globs, listener or Silent(), [])
+
+
+def _with_io(recipe: Recipe, inputs: str | None, outputs: str | None) -> Recipe:
+    """Set the types of inputs and outputs, as `--set quantize_io.inputs=...` does."""
+    settings = []
+    for option, key, value in (("io", "inputs", inputs), ("io-outputs", "outputs", outputs)):
+        choices = get_args(InputType if key == "inputs" else OutputType)
+        if value is None:
+            continue
+        if value not in choices:
+            raise unknown_name(f"--{option}", value, choices)
+        settings.append(f"quantize_io.{key}={value}")
+    return with_settings(recipe, settings)
 
 
 def output_folder(model: Any, output: str | os.PathLike[str] | None, job: Job) -> Path:

@@ -29,6 +29,8 @@ class StageRecord(_Part):
     refused: dict[str, int] = Field(default_factory=dict)
     """Reason -> how often; the nodes are in explain.json."""
     warnings: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+    """Where results came from."""
 
 
 class Engine(_Part):
@@ -77,7 +79,11 @@ class Manifest(_Part):
     warnings: list[str] = Field(default_factory=list)
     engine: Engine | None = None
     timings: list[Timing] = Field(default_factory=list)
+    not_timed: str = ""
+    """Why nothing was timed: no engine of the target runs on the machine that compiled."""
     accuracy: Accuracy | None = None
+    io: dict[str, Any] | None = None
+    """Inputs and outputs that are not the original's; see `qgraph.interface`."""
     nodes: dict[str, int] = Field(default_factory=dict)
     """Precision -> number of nodes."""
     original_bytes: int

@@ -35,12 +35,14 @@ class PassReport:
         details: One line a rewrite or finding, for `-v` and the manifest.
         refused: What it left alone, with reasons.
         warnings: Lines the user should see even without `-v`.
+        notes: Lines that the manifest keeps: where results came from.
     """
 
     changed: int = 0
     details: list[str] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def did(self, detail: str) -> None:
         """Count one rewrite."""

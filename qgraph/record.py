@@ -26,6 +26,7 @@ def stage_record(stage: Stage) -> StageRecord:
         options=stage.options,
         refused=dict(Counter(refusal.reason for refusal in stage.report.refused)),
         warnings=stage.report.warnings,
+        notes=stage.report.notes,
     )
 
 
@@ -58,6 +59,8 @@ def packages() -> dict[str, str]:
         "onnxruntime",
         "onnxruntime-gpu",
         "onnxruntime-ep-openvino",
+        "tensorrt",
+        "tensorrt-rtx-cu13",
     )
     found = {}
     for name in names:

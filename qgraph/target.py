@@ -1,15 +1,16 @@
 """Targets: what hardware and engine accept, as data. The planner executes these rules."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from qgraph.encoding import Spec
+from qgraph.errors import UsageError, unknown_name
 from qgraph.registry import by_name, pick
 
 Role = Literal["activation", "weight", "bias", "other"]
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic", "w8a16")
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,16 @@ class OpRule:
 
     Attributes:
         op: Operator of the ONNX standard.
-        roles: What each input is; the last role repeats for further inputs.
+        roles: What each input is; the last role repeats for further inputs. A bias is quantized to
+            int32; one that stays in float is `other`.
         output: `quantized`: the engine runs it in integers only if its result is quantized too.
             `float`: the result may stay in float, and is quantized only if a reader needs it.
             `same`: codes pass through; inputs and output share one encoding.
         starts: Whether it is quantized on its own account. False: only where an input comes
             quantized already, because a Q/DQ pair for its sake alone would cost more than it wins.
+        products: Whether two activations may be multiplied; both then have the role `activation`.
+        least: Least depth K and width N of a matrix product that integers make faster.
+        vectors: Whether the product of a single row by a matrix is one.
         source: Where the rule comes from.
     """
 
@@ -31,6 +36,9 @@ class OpRule:
     roles: tuple[Role, ...]
     output: Literal["quantized", "float", "same"]
     starts: bool = True
+    products: bool = False
+    least: int = 1
+    vectors: bool = True
     source: str = ""
 
     def role(self, index: int) -> Role:
@@ -51,10 +59,25 @@ class Target:
         activation: Wish for activations.
         weight: Wish for weights; its axis is set per operator to the output channels.
         rules: One row an operator.
+        placement: `nodes`: every quantized operator stands between DequantizeLinear and
+            QuantizeLinear. `units`: only what enters a fused unit (a convolution or matrix product
+            with what runs in its kernel) is quantized; results are not.
+        activations: By precision, the wish for activations where it is another one.
         absorbs: Activation functions that vanish into the range of the encoding behind them.
+        fused: With `units`, elementwise operators that run in the kernel in front of them.
+        ranges: By operator, the range of its result, where it is known without data.
         left_float: Operators that stay in float, and why.
         half_ops: By `fp16` and `bf16`, operators without a kernel in that type, or None where
             the engines compute nothing in it and only weights are stored in it.
+        fixed_shapes: Whether it takes no dynamic axes.
+        batch: The only length that the batch axis may have; None for any.
+        memory: Bytes of model beyond which it slows down or fails; None for no limit.
+        settings: By precision, `pass.option=value` lines that suit it better than what the recipes
+            that ship with qgraph say; the user's own recipes and settings win.
+        no_engine: Where there are no engines: why qgraph can't run it.
+        variants: Kinds of this hardware by what follows `:` in the name, such as a compute
+            capability, each with the number formats that it computes in. A variant has those of
+            `precisions` that are among them; qgraph need not compile to all formats.
     """
 
     name: str
@@ -65,13 +88,40 @@ class Target:
     activation: Spec
     weight: Spec
     rules: tuple[OpRule, ...]
+    placement: Literal["nodes", "units"] = "nodes"
+    activations: Mapping[str, Spec] = field(default_factory=dict)
     absorbs: tuple[str, ...] = ()
+    fused: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     left_float: Mapping[str, str] = field(default_factory=dict)
     half_ops: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    fixed_shapes: bool = False
+    batch: int | None = None
+    memory: int | None = None
+    settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    no_engine: str = ""
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse wishes that no pass executes.
+
+        Raises:
+            UsageError: Activations with a scale a channel, which no engine here multiplies.
+        """
+        for spec in (self.activation, *self.activations.values()):
+            if spec.axis is not None:
+                raise UsageError(
+                    f"target {self.name!r} wants a scale for each channel of an activation",
+                    fix="use axis=None: integer products need one scale a tensor",
+                )
 
     def rule(self, op: str) -> OpRule | None:
         """Return the row for `op`, or None."""
         return next((rule for rule in self.rules if rule.op == op), None)
+
+    def activation_spec(self, precision: str) -> Spec:
+        """Return the wish for activations at one of the precisions."""
+        return self.activations.get(precision, self.activation)
 
 
 def targets() -> dict[str, Target]:
@@ -82,9 +132,18 @@ def targets() -> dict[str, Target]:
 
 
 def target(name: str) -> Target:
-    """Return a target by name.
+    """Return a target by name, or one variant of it by `name:variant`.
 
     Raises:
         UsageError: There is none; the nearest name is suggested.
     """
-    return pick("target", name, targets())
+    family, colon, variant = name.partition(":")
+    found = pick("target", family, targets())
+    if not colon:
+        return found
+    if not found.variants:
+        raise UsageError(f"target {family!r} has no variants", fix=f"write {family}")
+    if variant not in found.variants:
+        raise unknown_name(f"variant of {family}", variant, found.variants)
+    formats = found.variants[variant]
+    return replace(found, name=name, precisions=tuple(p for p in found.precisions if p in formats))

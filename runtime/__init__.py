@@ -11,6 +11,7 @@ BACKENDS: tuple[str, ...] = (
     "qgraph.runtime.onnxruntime_cpu:OnnxRuntimeCpu",
     "qgraph.runtime.onnxruntime_cuda:OnnxRuntimeCuda",
     "qgraph.runtime.openvino:OpenVino",
+    "qgraph.runtime.tensorrt:TensorRt",
 )
 
 

@@ -11,6 +11,7 @@ from qgraph.runtime import backend
 from qgraph.runtime.backend import EngineOptions, Session
 from qgraph.runtime.bench import BenchResult, bench
 from qgraph.runtime.tensors import Array
+from qgraph.runtime.wrapped import OnOwnFeeds
 
 _WARMUP_SHARE = 0.15
 # Every round rests before each session; this many tell engines apart that differ by 10%.
@@ -19,12 +20,16 @@ _ROUNDS = 4
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a model: a registered backend's name, its options, the model file."""
+    """One way to run a model: a registered backend's name, its options, the model file.
+
+    `feeds` are its own where it takes others than the rest of the candidates.
+    """
 
     backend: str
     model: Path
     options: EngineOptions = field(default_factory=EngineOptions)
     label: str = ""
+    feeds: Mapping[str, Array] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         """Return the label, or the backend and what is not its default."""
@@ -102,6 +107,8 @@ def _try(candidate: Candidate, feeds: Mapping[str, Array], stack: ExitStack) -> 
     if reason := engine.unavailable():
         raise EngineError(reason)
     session = engine.open(candidate.model, candidate.options)
+    if candidate.feeds is not None:
+        session = OnOwnFeeds(session, candidate.feeds)
     try:
         session.run(feeds)
     except QGraphError:

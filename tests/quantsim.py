@@ -18,7 +18,7 @@ from qgraph.passes.quantize_weights import QuantizeWeights
 from qgraph.pipeline import Pipeline
 from qgraph.target import target
 
-LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
+LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535)}
 
 
 @dataclass
@@ -48,10 +48,11 @@ def quantize_model(
     *,
     exclude: tuple[str, ...] = (),
     observer: str = "minmax",
+    hardware: str = "cpu",
     **options: Any,
 ) -> Quantized:
     graph = onnx_io.load(proto)
-    context = Context(target=target("cpu"), data=data or samples(proto), exclude=exclude)
+    context = Context(target=target(hardware), data=data or samples(proto), exclude=exclude)
     passes = [PlanQuantization(**options), Calibrate(observer=observer), QuantizeWeights()]
     Pipeline(passes).run(graph, context)
     before = onnx_io.to_proto(graph)

@@ -105,7 +105,10 @@ MISTAKES = [
     ('samples = "3"', "mine.toml: samples: input should be a valid integer, got '3'"),
     ("samples = true", "samples: input should be a valid integer, got True"),
     ("samples = 0", "samples: input should be greater than or equal to 1, got 0"),
-    ('precision = "int9"', "precision: input should be 'fp32', 'fp16', 'bf16', 'int8' or"),
+    (
+        'precision = "int9"',
+        "precision: input should be 'fp32', 'fp16', 'bf16', 'int8', 'int8-dynamic' or",
+    ),
     ("verify.held_out = 1.5", "verify.held_out: expected a fraction between 0 and 1, or a number"),
     ("verify.held_out = 0", "verify.held_out: expected a fraction"),
     ("verify.min_sqnr_db = nan", "verify.min_sqnr_db: input should be a finite number, got nan"),

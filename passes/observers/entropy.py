@@ -8,11 +8,15 @@ from numpy.typing import NDArray
 
 from qgraph.encoding import Spec
 from qgraph.passes.observers.histogram import Bins, Histogram
-from qgraph.passes.observers.percentile import UNSIGNED
+from qgraph.passes.observers.percentile import UNSIGNED, percentile_range
 from qgraph.passes.observers.search import best_range
 
 # With more codes than this the histogram is no finer than the codes, and nothing is lost.
 MOST_CODES = 1024
+# Percent of all values that bins of one width are made for.
+WITHIN = 99.99
+# Ranges that clip a larger share than this are not looked at: they can't be the best.
+MOST_CLIPPED = 0.1
 
 
 @dataclass
@@ -26,13 +30,16 @@ class Entropy:
     The divergence is the sum of P log(P / Q) over the bins that are not empty. A candidate ends
     at bins that are not empty, so P is never positive where Q is zero.
 
-    Two things differ from the source. Bins have the widths of `Histogram` (at least `bins` of
-    them between zero and the greatest magnitude, finer ones towards zero) instead of one width,
-    which is why Q is spread by width. And the bin about zero is set to the density of its
-    neighbours: zeros, the half of all values behind a Relu, have a code of their own that
-    represents them exactly, and must not pull the range together. Asymmetric encodings search
-    both bounds. Encodings of 16 bits lose nothing that the histogram could show: they get the
-    full range.
+    The bins have one width, as in the source: between `bins` and twice `bins` of them from zero
+    to the bound that `WITHIN` percent of all values keep; those beyond it are wider, so that a
+    huge outlier can't make all bins coarse (`Bins.coarsened`). The finer bins that `Histogram`
+    has towards zero must not be used: the divergence would see the shape of the density inside
+    the lowest codes, and narrow the range for its sake.
+
+    Two things differ from the source. The bin about zero is set to the density of its neighbours:
+    zeros, the half of all values behind a Relu, have a code of their own that represents them
+    exactly, and must not pull the range together. Asymmetric encodings search both bounds.
+    Encodings of 16 bits lose nothing that the histogram could show: they get the full range.
 
     Attributes:
         bins: Bins an octave; see `Histogram`.
@@ -74,9 +81,15 @@ def entropy_range(bins: Bins, spec: Spec) -> tuple[float, float]:
     codes = last - first + 1
     if codes > MOST_CODES:
         return bins.low, bins.high
-    divergence = Divergence(bins, codes)
-    low, high = best_range(bins.low, bins.high, divergence, symmetric=spec.symmetric)
-    return low, high
+    cost = Divergence(evened(bins), codes)
+    return best_range(bins.low, bins.high, cost, symmetric=spec.symmetric)
+
+
+def evened(bins: Bins) -> Bins:
+    """Return bins of one width for all values but outliers."""
+    low, high = percentile_range(bins, WITHIN, UNSIGNED)
+    bound = max(-low, high)
+    return bins.coarsened(bound) if bound > 0 else bins
 
 
 class Divergence:
@@ -109,7 +122,19 @@ class Divergence:
     def __call__(
         self, lows: NDArray[np.float64], highs: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Return the divergence for each range, float64 [candidates]."""
+        """Return the divergence for each range, float64 [candidates].
+
+        Infinite for ranges that clip more than `MOST_CLIPPED` of all values.
+        """
+        inside = self.sum_counts[np.searchsorted(self.middles, highs, side="right")]
+        inside -= self.sum_counts[np.searchsorted(self.middles, lows)]
+        possible = inside >= (1 - MOST_CLIPPED) * self.sum_counts[-1]
+        found = np.full(len(lows), np.inf)
+        if possible.any():
+            found[possible] = self._of(lows[possible], highs[possible])
+        return found
+
+    def _of(self, lows: NDArray[np.float64], highs: NDArray[np.float64]) -> NDArray[np.float64]:
         size, total = len(self.counts), float(self.sum_counts[-1])
         begin = np.clip(np.searchsorted(self.middles, lows), 0, size - 1)
         end = np.clip(np.searchsorted(self.middles, highs, side="right") - 1, 0, size - 1)

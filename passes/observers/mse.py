@@ -67,27 +67,45 @@ def mse_range(bins: Bins, norm: float, spec: Spec) -> tuple[float, float]:
     values = np.clip(middles, bins.low, bins.high)[counted]
     weights = counts[counted].astype(np.float64)
     first, last, _ = INTEGERS[spec.dtype]
+    # Relative to the range, so that neither tiny nor huge values leave float64.
+    size = max(-bins.low, bins.high, float(np.finfo(np.float32).tiny))
 
-    def error(low: float, high: float) -> float:
-        encoding = encode_range(low, high, spec)
-        scale, zero = float(encoding.scale), int(encoding.zero_point)
+    def powered(found: NDArray[np.float64]) -> NDArray[np.float64]:
+        np.abs(found, out=found)
+        found /= size
+        return np.square(found, out=found) if norm == 2 else np.power(found, norm, out=found)
+
+    def clipping(low: float, high: float) -> float:
+        """The part of the error that is due to values beyond [low, high]."""
+        begin, end = np.searchsorted(values, [low, high])
+        return float(
+            powered(low - values[:begin]) @ weights[:begin]
+            + powered(values[end:] - high) @ weights[end:]
+        )
+
+    def error(scale: float, zero: int) -> float:
         found = values / scale
         np.rint(found, out=found)
         np.clip(found, first - zero, last - zero, out=found)
         found *= scale
         found -= values
-        np.abs(found, out=found)
-        # Relative to the range, so that neither tiny nor huge values leave float64.
-        found /= size
-        if norm == 2:
-            np.square(found, out=found)
-        else:
-            np.power(found, norm, out=found)
-        return float(found @ weights)
-
-    size = max(-bins.low, bins.high, float(np.finfo(np.float32).tiny))
+        return float(powered(found) @ weights)
 
     def cost(lows: NDArray[np.float64], highs: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.array([error(low, high) for low, high in zip(lows, highs, strict=True)])
+        encodings = encode_range(lows, highs, spec)
+        scales, zeros = encodings.scale.astype(np.float64), encodings.zero_point
+        found = np.full(len(lows), np.inf)
+        least, refused = np.inf, (np.inf, -np.inf)
+        for i, (scale, zero) in enumerate(zip(scales.tolist(), zeros.tolist(), strict=True)):
+            low, high = (first - zero) * scale, (last - zero) * scale
+            # Most ranges lose by their clipping alone, and so do all inside such a range.
+            if low >= refused[0] and high <= refused[1]:
+                continue
+            if clipping(low, high) > least:
+                refused = (low, high)
+                continue
+            found[i] = error(scale, zero)
+            least = min(least, found[i])
+        return found
 
     return best_range(bins.low, bins.high, cost, symmetric=spec.symmetric)

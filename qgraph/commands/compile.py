@@ -15,6 +15,7 @@ from qgraph.commands.debugging import (
 )
 from qgraph.commands.options import (
     Data,
+    EncodingsFile,
     Json,
     Quiet,
     Samples,
@@ -37,6 +38,10 @@ qgraph compile model.onnx --data samples.npz
 qgraph compile model.onnx --data images/ --recipe imagenet-half -o out/
 
 qgraph compile model.onnx --precision fp16
+
+qgraph compile model.onnx --data images/ --recipe imagenet-half --io uint8
+
+qgraph compile model.onnx --data D --encodings model.encodings.json
 
 qgraph compile model.onnx --data D --exclude 'head*' --set plan.keep_last=true
 
@@ -61,7 +66,7 @@ def command(
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="fp32|fp16|bf16|int8|int8-dynamic",
+            metavar="fp32|fp16|bf16|int8|int8-dynamic|w8a16",
             help="Default: the recipe's, int8.",
             autocompletion=complete_precision,
         ),
@@ -84,6 +89,26 @@ def command(
         list[str] | None,
         typer.Option(
             "--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass; repeatable."
+        ),
+    ] = None,
+    encodings: EncodingsFile = None,
+    io: Annotated[
+        str | None,
+        typer.Option(
+            "--io",
+            metavar="float|uint8|int8",
+            help="Type of the inputs: raw images where the recipe has \\[images], else integer codes. "
+            "Outputs become 16-bit integers then.",
+            autocompletion=lambda: ["float", "uint8", "int8"],
+        ),
+    ] = None,
+    io_outputs: Annotated[
+        str | None,
+        typer.Option(
+            "--io-outputs",
+            metavar="float|uint8|int8|uint16|int16",
+            help="Type of the outputs; integers have scale and zero point in the metadata.",
+            autocompletion=lambda: ["float", "uint8", "int8", "uint16", "int16"],
         ),
     ] = None,
     dump_ir: Annotated[
@@ -158,6 +183,9 @@ def command(
                 samples=samples,
                 exclude=exclude or [],
                 settings=settings or [],
+                encodings=encodings,
+                io=io,
+                io_outputs=io_outputs,
                 hooks=hooks,
                 listener=listener,
             )

@@ -1,10 +1,10 @@
 """`qgraph inspect`: what a model is and what could be done with it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qgraph.commands.options import Json, Model, Quiet, Verbose
+from qgraph.commands.options import Json, Model, Quiet, Verbose, complete_target
 from qgraph.commands.output import Output
 
 if TYPE_CHECKING:
@@ -16,12 +16,18 @@ qgraph inspect model.onnx
 
 qgraph inspect model.onnx -v  [dim]# every rewrite and refusal, node by node[/dim]
 
+qgraph inspect model.onnx --target tensorrt
+
 qgraph inspect model.onnx --json | jq .operators"""
 
 
 def command(
     ctx: typer.Context,
     model: Model,
+    target: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="For what hardware.", autocompletion=complete_target),
+    ] = "cpu",
     verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -31,18 +37,19 @@ def command(
     Nothing is written. The rewrites are tried on a copy in memory.
     """
     out = Output.begin(ctx, verbose, quiet, as_json)
-    found = examine(model)
+    found = examine(model, target)
     out.emit(found, *render(found, out.verbose > 0))
 
 
-def examine(path: str) -> dict[str, Any]:
+def examine(path: str, target: str = "cpu") -> dict[str, Any]:
     """Return everything that `inspect` shows, as plain data."""
     from pathlib import Path
 
     from qgraph import inspection, onnx_io
     from qgraph.artifact import MANIFEST, Artifact
-    from qgraph.target import targets
+    from qgraph.target import target as named_target
 
+    hardware = named_target(target)
     graph = onnx_io.load(path)
     found: dict[str, Any] = {"model": path, **inspection.describe(graph)}
     if (Path(path) / MANIFEST).is_file():
@@ -56,9 +63,7 @@ def examine(path: str) -> dict[str, Any]:
     if found["quantized"]:
         return found | {"rewrites": [], "targets": {}}
     found["rewrites"] = inspection.rewrites(graph)
-    found["targets"] = {
-        name: inspection.quantizable(graph, each) for name, each in targets().items()
-    }
+    found["targets"] = {target: inspection.quantizable(graph, hardware)}
     return found
 
 

@@ -23,6 +23,7 @@ class Runnable:
         engine: Name of a backend.
         options: `EngineOptions` by field name.
         recipe: The artifact's recipe; empty for a plain model.
+        io: The artifact's inputs and outputs that are not the original's, as its manifest has them.
     """
 
     path: str
@@ -30,6 +31,7 @@ class Runnable:
     engine: str
     options: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
+    io: dict[str, Any] = field(default_factory=dict)
 
     def open(self) -> "Session":
         """Open it.
@@ -74,7 +76,10 @@ def runnable(path: str, engine: str | None = None, threads: int = 0) -> Runnable
         if threads:
             options["threads"] = threads
         name = engine or (chosen.backend if chosen else DEFAULT_ENGINE)
-        return Runnable(path, artifact.model_path, name, options, artifact.manifest.recipe)
+        manifest = artifact.manifest
+        return Runnable(
+            path, artifact.model_path, name, options, manifest.recipe, manifest.io or {}
+        )
     model = place / MODEL if place.is_dir() else place
     if not model.is_file():
         what = "is a folder without model.onnx" if place.is_dir() else "no such file"
@@ -97,10 +102,13 @@ def data_for(
         UsageError: The recipe is wrong.
     """
     from qgraph.data import ImageOptions, open_data
+    from qgraph.interface import raw_images
     from qgraph.recipe import load_recipe
 
-    images = None
-    if recipe is not None:
+    images = raw_images(run.io)
+    if images is not None:
+        pass  # the model itself does the rest of what its recipe says
+    elif recipe is not None:
         images = load_recipe(recipe).images
     elif run.recipe.get("images"):
         images = ImageOptions.model_validate(run.recipe["images"])

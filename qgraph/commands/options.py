@@ -55,6 +55,15 @@ Data = Annotated[
         help="Samples: .npz, .npy, a folder of images or arrays, package.module:function, random.",
     ),
 ]
+EncodingsFile = Annotated[
+    str | None,
+    typer.Option(
+        "--encodings",
+        metavar="FILE.json",
+        help="Take encodings from this file of qgraph's, AIMET's or onnxruntime's; only tensors "
+        "that it does not name are calibrated.",
+    ),
+]
 Samples = Annotated[
     int | None, typer.Option("--samples", min=1, metavar="N", help="Use at most N samples.")
 ]

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from qgraph.pipeline import Stage
 
 _REASONS = 8
+# Fused ones run in float inside the kernel of an integer one.
+_NODES = {"float": "{count} left in float", "fused": "{count} fused"}
 
 
 def render(
@@ -34,6 +36,7 @@ def render(
             f"{manifest['source']['name']} to {manifest['precision']}, {manifest['target']}",
         ),
         ("nodes", _nodes(manifest["nodes"])),
+        *_io(manifest.get("io")),
         *_accuracy(manifest["accuracy"]),
         *_latency(manifest),
         ("size", _size(manifest["original_bytes"], manifest["artifact_bytes"])),
@@ -49,9 +52,24 @@ def render(
 def _nodes(nodes: Mapping[str, int]) -> str:
     ordered = sorted(nodes.items(), key=lambda item: item[0] == "float")
     return ", ".join(
-        f"{count} left in float" if precision == "float" else f"{count} in {precision}"
+        _NODES.get(precision, "{count} in {precision}").format(count=count, precision=precision)
         for precision, count in ordered
     )
+
+
+def _io(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Inputs and outputs that are not the original's."""
+    rows = []
+    for key, label in (("inputs", "takes"), ("outputs", "hands out")):
+        for name, entry in (found or {}).get(key, {}).items():
+            parts = [entry["kind"], entry["dtype"]]
+            if entry["kind"] == "pixels":
+                parts += [entry["layout"], entry["images"]["channels"]]
+            else:
+                scale = report.number(entry["scale"])
+                parts.append(f"(code - {entry['zero_point']}) * {scale}")
+            rows.append((label, f"{name}: {', '.join(parts)}"))
+    return rows
 
 
 def _float_reasons(stages: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
@@ -101,7 +119,8 @@ def _decibels(value: float | str) -> str:
 def _latency(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     engine, timings = manifest["engine"], manifest["timings"]
     if engine is None:
-        return []
+        why = manifest["not_timed"]
+        return [("latency", f"nothing was timed: {why}")] if why else []
     label = f"{engine['backend']} {manifest['precision']}"
     mine = next((t for t in timings if t["candidate"] == label), None)
     if mine is None or mine["p50_ms"] is None:

@@ -42,8 +42,10 @@ def command(
                     {"name": name, "usable": reason is None, "reason": reason or ""}
                     for name, reason in reasons.items()
                 ],
+                "no_engine": each.no_engine,
                 "integer_operators": [rule.op for rule in each.rules],
                 "left_float": dict(each.left_float),
+                "variants": {name: list(formats) for name, formats in each.variants.items()},
             }
         )
     shown: list[RenderableType] = [
@@ -57,12 +59,15 @@ def command(
             [
                 (t["name"], engine["name"], engine["reason"] or "usable")
                 for t in listed
-                for engine in t["engines"]
+                for engine in t["engines"] or [{"name": "none", "reason": t["no_engine"]}]
             ],
         ),
     ]
     if out.verbose:
         for t in listed:
+            if t["variants"]:
+                rows = [(f"{t['name']}:{v}", ", ".join(f)) for v, f in t["variants"].items()]
+                shown += [report.heading("Variants"), report.table(("target", "computes in"), rows)]
             shown.append(report.heading(f"{t['name']}: integer operators"))
             shown.append(", ".join(t["integer_operators"]))
             shown.append(report.heading(f"{t['name']}: left in float"))

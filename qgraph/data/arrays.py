@@ -174,6 +174,12 @@ class ArraySource(Source):
         update_with(hasher, {name: column.whole() for name, column in self._inputs.items()})
         return hasher.hexdigest()
 
+    def key(self) -> str:
+        """Hash every byte of the file; arrays in memory are hashed whole anyway."""
+        if self._path is None:
+            return self.digest()
+        return files_digest([self._path], self._path.parent, whole=True)
+
     def describe(self) -> dict[str, Any]:
         """Return the names of the labels."""
         return {"labels": sorted(self._others)} if self._others else {}

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.data.image_options import ImageOptions
 from qgraph.data.inputs import Dim, Feeds, InputLayout, InputSpec, shape_text
+from qgraph.data.pixels import normalize
 from qgraph.errors import DataError
 
 _PREPROCESS = (
@@ -53,7 +55,10 @@ def conform(item: Mapping[str, Any], layout: InputLayout, where: str) -> list[Fe
     feeds: Feeds = {}
     for spec in layout.inputs:
         place = f"{where}, input {spec.name!r}"
-        array = _convert(_as_array(item[spec.name], place), spec.dtype, place)
+        array = _as_array(item[spec.name], place)
+        if spec.images is not None and array.dtype == np.uint8:
+            array = from_pixels(array, spec.images)
+        array = _convert(array, spec.dtype, place)
         feeds[spec.name] = _fit(array, spec, layout, place)
         _check_finite(array, place)
     _check_axes(feeds, layout, where)
@@ -67,6 +72,26 @@ def conform(item: Mapping[str, Any], layout: InputLayout, where: str) -> list[Fe
     if count in (1, layout.batch):
         return [feeds]
     return [{name: array[i : i + 1] for name, array in feeds.items()} for i in range(count)]
+
+
+def from_pixels(array: NDArray[np.uint8], images: ImageOptions) -> NDArray[Any]:
+    """Turn raw images into the floats that [images] makes of image files.
+
+    Args:
+        array: uint8 [..., H, W, C] or [..., C, H, W], channels in the order of [images].
+        images: The recipe's table.
+
+    Returns:
+        float32 in the layout of [images]; the array itself where no axis has the channels.
+    """
+    count = 1 if images.channels == "gray" else 3
+    axes = {"NHWC": -1, "NCHW": -3}
+    # Where both could be the channels, the layout is taken to be the model's.
+    for layout in sorted(axes, key=lambda layout: layout != images.layout):
+        if array.ndim >= 3 and array.shape[axes[layout]] == count:
+            floats = normalize(np.moveaxis(array, axes[layout], -1), images)
+            return np.ascontiguousarray(np.moveaxis(floats, -1, axes[images.layout]))
+    return array
 
 
 def _as_array(value: Any, place: str) -> NDArray[Any]:

@@ -136,6 +136,16 @@ class DataSet:
         """
         return self._fingerprint(read=True)
 
+    def key(self) -> str | None:
+        """Return a hash like `fingerprint`, but of every byte, for keys of cached results.
+
+        Returns:
+            32 hexadecimal digits; None for functions, generators and loaders: what they give is
+            known only by running them.
+        """
+        content = self._reader.key()
+        return None if content is None else self._hash(content)
+
     def describe(self) -> dict[str, Any]:
         """Return what the manifest records; JSON-able.
 
@@ -167,9 +177,11 @@ class DataSet:
 
     def _fingerprint(self, *, read: bool) -> str | None:
         content = self._reader.digest(read=read)
-        if content is None:
-            return None
+        return None if content is None else self._hash(content)
+
+    def _hash(self, content: str) -> str:
         choice = [self._reader.choice, *map(str, self._stages), *map(str, self.layout.inputs)]
+        choice += [each.images.model_dump_json() for each in self.layout.inputs if each.images]
         hasher = new_hash()
         hasher.update("\n".join([content, *choice]).encode())
         return hasher.hexdigest()

@@ -20,11 +20,16 @@ def new_hash() -> "hashlib.blake2b":
     return hashlib.blake2b(digest_size=16)
 
 
-def files_digest(files: Iterable[Path], root: Path) -> str:
+def files_digest(files: Iterable[Path], root: Path, *, whole: bool = False) -> str:
     """Hash names and contents of files.
 
     Beyond 256 MiB in all, each file counts by its size and by up to 64 blocks of 64 KiB spread
     over it, so that a folder of any size takes seconds.
+
+    Args:
+        files: The files.
+        root: Folder that their names are relative to.
+        whole: Hash every byte (about 1 GB/s): for keys, which must differ where any byte does.
 
     Returns:
         32 hexadecimal digits, with the prefix `sampled-` where blocks were sampled.
@@ -36,7 +41,7 @@ def files_digest(files: Iterable[Path], root: Path) -> str:
     hasher = new_hash()
     try:
         sizes = [file.stat().st_size for file in listed]
-        sampled = sum(sizes) > _FULL_BYTES
+        sampled = sum(sizes) > _FULL_BYTES and not whole
         for file, size in zip(listed, sizes, strict=True):
             name = file.relative_to(root).as_posix() if root in file.parents else file.name
             hasher.update(f"{name}\0{size}\0".encode())

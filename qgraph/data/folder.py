@@ -84,8 +84,14 @@ class FileSource(Source):
 
     def digest(self) -> str:
         """Hash names and contents of the files."""
-        files = [file for _, parts in self._items for file in parts.values()]
-        return files_digest(files, self._root)
+        return files_digest(self._files(), self._root)
+
+    def key(self) -> str:
+        """Hash names and every byte of the files."""
+        return files_digest(self._files(), self._root, whole=True)
+
+    def _files(self) -> list[Path]:
+        return [file for _, parts in self._items for file in parts.values()]
 
     def _load(self, parts: Mapping[str, Path]) -> dict[str, Any]:
         if "" not in parts:

@@ -91,6 +91,11 @@ class IterableSource(Source):
         """Whether the object says how long it is."""
         return hasattr(self._given, "__len__")
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading it runs no code of the user's."""
+        return isinstance(self._given, list | tuple)
+
     def items(self) -> Iterator[Pending]:
         """Ask the object for its items; what it raises becomes a DataError."""
         if self._used and not self.rereadable:

@@ -13,6 +13,7 @@ from qgraph.data import limits
 from qgraph.data.digest import files_digest
 from qgraph.data.image_options import ImageOptions
 from qgraph.data.inputs import InputLayout, InputSpec, shape_text
+from qgraph.data.pixels import normalize
 from qgraph.data.source import Pending, Source
 from qgraph.errors import DataError
 
@@ -83,6 +84,11 @@ class ImageSource(Source):
         """Hash names and contents of the images, and the preprocessing."""
         return f"{files_digest(self._files, self._root)} {self._options.model_dump_json()}"
 
+    def key(self) -> str:
+        """Hash names and every byte of the images, and the preprocessing."""
+        found = files_digest(self._files, self._root, whole=True)
+        return f"{found} {self._options.model_dump_json()}"
+
     def describe(self) -> dict[str, Any]:
         """Return the preprocessing and how many images there were."""
         return {"found": self._found, "images": self._options.model_dump(mode="json")}
@@ -136,13 +142,6 @@ def load_image(file: Path, options: ImageOptions) -> NDArray[np.uint8]:
     array = np.asarray(pixels, np.uint8)
     array = array[:, :, None] if array.ndim == 2 else array
     return array[:, :, ::-1] if options.channels == "BGR" else array
-
-
-def normalize(pixels: NDArray[np.uint8], options: ImageOptions) -> NDArray[np.float32]:
-    """Return `(pixels * scale - mean) / std`, float32 [height, width, channels]."""
-    scaled = pixels.astype(np.float32) * np.float32(options.scale)
-    mean, std = np.array(options.mean, np.float32), np.array(options.std, np.float32)
-    return (scaled - mean) / std
 
 
 def _image_input(layout: InputLayout, where: str) -> InputSpec:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.data.image_options import ImageOptions
 from qgraph.errors import ModelError
 
 Feeds = dict[str, NDArray[Any]]
@@ -46,11 +47,13 @@ class InputSpec:
         name: Its name.
         dtype: numpy type of its elements; `object` for strings.
         shape: Axis lengths, names or None; None where the rank is unknown.
+        images: How uint8 images become this input's floats; None where it takes none.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[Dim, ...] | None
+    images: ImageOptions | None = None
 
     @property
     def batch_like(self) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def open_data(
     Args:
         source: See the table.
         inputs: The model's inputs: objects with `name`, `dtype` and `shape`.
-        images: Preprocessing for a folder of images.
+        images: Preprocessing for a folder of images, and for uint8 arrays given to a model whose only
+            input is a float image: of those, what [images] says of scale, mean, std and layout.
         samples: The most samples to use, 0 or None for all; of images a random draw, of other
             sources the first. Where the model fixes a batch size, this counts rows. Functions
             and iterables of unknown length give 512 where no number is said.
@@ -74,7 +76,7 @@ def open_data(
     """
     if samples is not None and samples < 0:
         raise UsageError(f"{samples} samples can't be used", fix="give a number of at least 1")
-    layout = read_layout(inputs)
+    layout = _with_images(read_layout(inputs), images)
     limit = samples or None
     found = _find(source, layout, images, limit, seed)
     if isinstance(found, IterableSource):
@@ -84,6 +86,15 @@ def open_data(
     data = DataSet(SourceReader(found, layout, limit))
     next(iter(data))
     return data
+
+
+def _with_images(layout: InputLayout, images: ImageOptions | None) -> InputLayout:
+    """Note how uint8 images become floats, where the model's only input takes such."""
+    spec = layout.inputs[0]
+    takes_floats = len(layout.inputs) == 1 and spec.dtype == np.float32
+    if images is None or not takes_floats or len(spec.shape or ()) != 4:
+        return layout
+    return replace(layout, inputs=(replace(spec, images=images),))
 
 
 def _find(

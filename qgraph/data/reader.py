@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from qgraph.data.conform import conform
 from qgraph.data.digest import new_hash, update_with
+from qgraph.data.functions import IterableSource
 from qgraph.data.inputs import Feeds, InputLayout
 from qgraph.data.source import Pending, Source
 from qgraph.errors import DataError
@@ -47,6 +48,10 @@ class Reader:
             read: Whether a rereadable source may be read through for it.
         """
         raise NotImplementedError
+
+    def key(self) -> str | None:
+        """Return a hash in which every byte counts; None where it takes running the user's code."""
+        return None
 
     @property
     def choice(self) -> str:
@@ -127,6 +132,12 @@ class SourceReader(Reader):
             for _ in self.read(lambda: False):
                 pass
         return self._all
+
+    def key(self) -> str | None:
+        """Hash every byte of the content."""
+        if isinstance(self.source, IterableSource) and self.source.in_memory:
+            return self.digest(read=True)
+        return self.source.key()
 
     @property
     def choice(self) -> str:

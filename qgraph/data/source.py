@@ -57,6 +57,13 @@ class Source:
         """Return a hash of the content; not asked for where `hashed_by_reading`."""
         raise NotImplementedError
 
+    def key(self) -> str | None:
+        """Return a hash in which every byte of the content counts, for keys of cached results.
+
+        None where it would take running the user's code. May take a reading of all files.
+        """
+        return None if self.hashed_by_reading else self.digest()
+
     def describe(self) -> dict[str, Any]:
         """Return what the manifest says beyond kind, place and count; JSON-able."""
         return {}

@@ -2,4 +2,10 @@
 
 TARGETS = [
     "qgraph.targets.cpu:CPU",
+    "qgraph.targets.cpu:CPU_X86",
+    "qgraph.targets.tensorrt:TENSORRT",
+    "qgraph.targets.gpu_nvidia:GPU_NVIDIA",
+    "qgraph.targets.mobile_arm:MOBILE_ARM",
+    "qgraph.targets.edge_tpu:EDGE_TPU",
+    "qgraph.targets.npu:NPU",
 ]

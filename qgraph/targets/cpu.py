@@ -5,8 +5,11 @@ asymmetric uint8 (signed ones cost ORT 2 to 5 times, and OpenVINO refuses signed
 weights in symmetric int8 per output channel and biases in int32.
 """
 
+from dataclasses import replace
+
 from qgraph.encoding import Spec
 from qgraph.target import OpRule, Target
+from qgraph.targets.numeric import NUMERIC
 
 _QDQ = "onnxruntime/core/optimizer/qdq_transformer/selectors_actions (QDQ node groups)"
 
@@ -34,16 +37,13 @@ CPU = Target(
         OpRule("Squeeze", ("activation", "other"), "same", starts=False, source=_QDQ),
         OpRule("Unsqueeze", ("activation", "other"), "same", starts=False, source=_QDQ),
         OpRule("Slice", ("activation", "other"), "same", starts=False, source=_QDQ),
+        OpRule("Gather", ("activation", "other"), "same", starts=False, source=_QDQ),
+        OpRule("Resize", ("activation", "other"), "same", starts=False, source=_QDQ),
     ),
     absorbs=("Relu", "Clip"),
     left_float={
         "ConvTranspose": "onnxruntime's CPU provider has no integer ConvTranspose",
-        "LayerNormalization": "normalisation needs float's range",
-        "RMSNormalization": "normalisation needs float's range",
-        "Softmax": "its results span many orders of magnitude",
-        "Gelu": "float activation function; the values around it decide",
-        "Sigmoid": "float activation function",
-        "HardSwish": "float activation function",
+        **NUMERIC,
         "GRU": "onnxruntime has no integer GRU",
         "LSTM": "ONNX has no integer LSTM",
     },
@@ -53,3 +53,5 @@ CPU = Target(
     # Casts.
     half_ops={"fp16": frozenset({"ScatterElements", "ScatterND"}), "bf16": None},
 )
+
+CPU_X86 = replace(CPU, name="cpu-x86", summary="the same as cpu, by the name of its hardware")

@@ -165,8 +165,8 @@ def test_completion_takes_the_shell_from_the_environment(invoke):
         ("qgraph ins", {"inspect"}),
         ("qgraph compile --precision int", {"int8", "int8-dynamic"}),
         ("qgraph compile m.onnx --recipe imagenet-", {"imagenet-half", "imagenet-mean"}),
-        ("qgraph compile --target c", {"cpu"}),
-        ("qgraph bench --engine onnx", {"onnxruntime-cpu"}),
+        ("qgraph compile --target c", {"cpu", "cpu-x86"}),
+        ("qgraph bench --engine onnx", {"onnxruntime-cpu", "onnxruntime-cuda"}),
     ],
 )
 def test_completion_completes(start, words, expected):

@@ -4,7 +4,7 @@ from harness import model, run_reference
 
 from qgraph import onnx_io
 from qgraph.encoding import Spec, dequantize, encode_range, quantize
-from qgraph.passes.collect_errors import channel_weights, encoding_errors
+from qgraph.passes.collect_errors import BLOCK, channel_weights, encoding_errors
 
 RNG = np.random.default_rng(0)
 
@@ -73,6 +73,20 @@ def test_errors_are_those_of_the_encoding(spec, axis):
         # A 16-bit step is only 256 times as large as float32's own rounding.
         rel = 1e-3 if spec.dtype == "int16" else 1e-4
         assert found[name] == pytest.approx(float((error**2 * factor).sum()), rel=rel)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((1, 3, 200, 210), 1), ((2, 90, 30, 31), 1), ((900, 70), -1), ((70_001,), 0)],
+)
+def test_long_arrays_are_taken_piece_by_piece(shape, axis):
+    assert np.prod(shape) > BLOCK
+    x, encoding = rand(*shape), encode_range(-1.5, 2.0, Spec("uint8", symmetric=False))
+    weight = RNG.uniform(0, 3, shape[axis])
+    found = encoding_errors(x, {"a": encoding, "again": encoding}, (axis, weight))
+    error = dequantize(quantize(x, encoding), encoding).astype(np.float64) - x
+    want = float((np.moveaxis(error**2, axis, -1) * weight).sum())
+    assert found["a"] == found["again"] == pytest.approx(want, rel=1e-5)
 
 
 @pytest.mark.parametrize("x", [np.zeros((1, 3)), np.full((1, 3), 1e-42), np.full((1, 3), 3e38)])

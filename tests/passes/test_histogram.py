@@ -101,6 +101,41 @@ def test_thinning_keeps_every_count_and_moves_values_little(arrays):
     assert np.all(np.abs(full - thin) <= np.abs(full) / 256 + abs(found.edges[found.zero + 1]))
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    arrays=ARRAYS.filter(lambda a: any(abs(v) > 1e-30 for each in a for v in each)),
+    share=st.floats(0.01, 1),
+)
+def test_coarsened_bins_count_where_values_are(arrays, share):
+    values = np.array([v for a in arrays for v in a], np.float32).astype(np.float64)
+    found = counted(arrays, 256).result()
+    bound = float(share * np.abs(values).max())
+    coarse = found.coarsened(bound)
+    width = 2.0 ** np.floor(np.log2(bound)) / 256
+    spans = np.diff(coarse.edges) / width
+    assert np.all(spans >= 1) and np.all(coarse.edges / width % 1 == 0)
+    if found.edges[0] < 0:
+        assert coarse.edges[coarse.zero] == -width * max(-found.edges[found.zero] // width, 1)
+    inside = np.minimum(np.abs(coarse.edges[:-1]), np.abs(coarse.edges[1:])) < bound
+    assert np.all(spans[: coarse.zero][inside[: coarse.zero]] == 1)
+    assert np.all(spans[coarse.zero + 1 :][inside[coarse.zero + 1 :]] == 1)
+    least = found.edges[found.zero + 1]  # below it, values are zeros
+    values[np.abs(values) < least] = 0
+    want = np.zeros(len(coarse.counts), int)
+    for value in values:  # towards zero, the edge belongs to the bin
+        side = "right" if value > -width else "left"
+        want[np.searchsorted(coarse.edges, value, side=side) - 1] += 1
+    assert np.array_equal(want, coarse.counts)
+
+
+def test_coarsened_bins_cover_a_range_by_at_least_as_many_as_an_octave_has():
+    x = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
+    found = counted([x], 2048).result()
+    for bound in (0.1, 0.5, 1.0, 3.0):
+        edges = found.coarsened(bound).edges
+        assert 2048 <= np.sum((edges > 0) & (edges <= bound)) < 4096
+
+
 def test_long_arrays_are_counted_in_chunks():
     x = np.random.default_rng(0).standard_normal(300_001).astype(np.float32)
     whole = counted([x], 2048)

@@ -454,3 +454,26 @@ def test_the_simulation_notices_a_wrong_scale():
     with pytest.raises(AssertionError):
         assert_simulated(case, proto)
     assert simulate(case, samples(proto, 1)[0])[1] <= 0.5
+
+
+@pytest.mark.parametrize(
+    "node", ["Gather<axis = 2>(a, index)", 'Resize<mode = "nearest">(a, , sizes)']
+)
+def test_codes_pass_through_gather_and_nearest_resize(node):
+    text = f"""g (float[1,3,6,6] x) => (float[a,b,c,d] y) {{
+        a = Conv(x, w, b)  p = {node}  c = Conv(p, v)  y = Sigmoid(c)
+    }}"""
+    others = {
+        "index": np.array([1, 0, 3]),
+        "sizes": np.array([1, 1, 2, 2], np.float32),
+    }
+    case, ran = check(text, {**CONV, **{k: v for k, v in others.items() if k in node}})
+    assert case.facts.encodings["a"] is case.facts.encodings["p"]
+    op = node.split("<")[0]
+    assert [each for each in ran if each != "Sigmoid"] == [
+        "QuantizeLinear",
+        "QLinearConv",
+        op,
+        "QLinearConv",
+        "DequantizeLinear",
+    ]

@@ -1,0 +1,1 @@
+"""Where Q/DQ go: the rules of a target, executed on a graph."""

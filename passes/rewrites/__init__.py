@@ -1,0 +1,19 @@
+"""Rewrites for `qgraph lint --fix`, in the order in which they run: one file a rewrite.
+
+None of them is part of a compile. Each makes a quantized model legal, or faster, for an engine that
+takes another form of the same numbers.
+"""
+
+REWRITES: list[str] = [
+    # First everything that becomes Q/DQ, since the later ones read only that form.
+    "qgraph.passes.rewrites.integer_to_qdq:IntegerToQDQ",
+    "qgraph.passes.rewrites.qlinear_to_qdq:QLinearToQDQ",
+    "qgraph.passes.rewrites.unpack_matmul_nbits:UnpackMatMulNBits",
+    "qgraph.passes.rewrites.pack_matmul_nbits:PackMatMulNBits",
+    "qgraph.passes.rewrites.float_bias:FloatBias",
+    "qgraph.passes.rewrites.symmetric_weights:SymmetricWeights",
+    # Shortens the way from Q to DQ, so that the two behind it see both ends.
+    "qgraph.passes.rewrites.dequantize_early:DequantizeEarly",
+    "qgraph.passes.rewrites.symmetric_activations:SymmetricActivations",
+    "qgraph.passes.rewrites.signed_to_unsigned:SignedToUnsigned",
+]

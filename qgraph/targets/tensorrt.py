@@ -1,0 +1,86 @@
+"""NVIDIA GPUs through TensorRT and TensorRT-RTX.
+
+The opposite of a CPU: only what enters a fused unit (a convolution or matrix product with what runs
+in its kernel) stands behind Q/DQ; no result does, and biases stay in float. All is symmetric int8
+with zero points of 0. The builder moves QuantizeLinear backwards through pooling, layout operators
+and Concat into the unit in front of them, if they share one scale.
+"""
+
+from qgraph.encoding import Spec
+from qgraph.target import OpRule, Target
+from qgraph.targets.numeric import NUMERIC
+
+_QDQ = "NVIDIA TensorRT documentation, 'Working with quantized types', Q/DQ placement"
+_MODELOPT = "NVIDIA Model Optimizer's placement of Q/DQ for TensorRT"
+
+TENSORRT = Target(
+    name="tensorrt",
+    summary="NVIDIA GPU: TensorRT or TensorRT-RTX, which build engines without a GPU",
+    engines=("tensorrt",),
+    precisions=("fp32", "fp16", "int8"),
+    default_precision="int8",
+    activation=Spec("int8", symmetric=True),
+    weight=Spec("int8", symmetric=True, axis=0, narrow=True),
+    placement="units",
+    rules=(
+        OpRule("Conv", ("activation", "weight", "other"), "float", source=_QDQ),
+        OpRule("ConvTranspose", ("activation", "weight", "other"), "float", source=_QDQ),
+        OpRule(
+            "Gemm",
+            ("activation", "weight", "other"),
+            "float",
+            least=16,
+            vectors=False,
+            source=_MODELOPT,
+        ),
+        OpRule(
+            "MatMul",
+            ("activation", "weight"),
+            "float",
+            products=True,
+            least=16,
+            vectors=False,
+            source=_MODELOPT,
+        ),
+        # Only the shortcut of a residual Add: the other operand is added in a kernel's accumulator.
+        OpRule("Add", ("activation",), "float", starts=False, source=_MODELOPT),
+        OpRule("Concat", ("activation",), "same", starts=False, source=_QDQ),
+        OpRule("MaxPool", ("activation",), "same", starts=False, source=_QDQ),
+        OpRule("Reshape", ("activation", "other"), "same", starts=False, source=_QDQ),
+        OpRule("Flatten", ("activation",), "same", starts=False, source=_QDQ),
+        OpRule("Transpose", ("activation",), "same", starts=False, source=_QDQ),
+        OpRule("Squeeze", ("activation", "other"), "same", starts=False, source=_QDQ),
+        OpRule("Unsqueeze", ("activation", "other"), "same", starts=False, source=_QDQ),
+        OpRule("Slice", ("activation", "other"), "same", starts=False, source=_QDQ),
+        OpRule("Gather", ("activation", "other"), "same", starts=False, source=_QDQ),
+        OpRule("Pad", ("activation", "other"), "same", starts=False, source=_QDQ),
+        OpRule("Resize", ("activation", "other"), "same", starts=False, source=_QDQ),
+    ),
+    fused=(
+        "Add",
+        "BatchNormalization",
+        "Clip",
+        "Elu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "MaxPool",
+        "Mish",
+        "Mul",
+        "PRelu",
+        "Relu",
+        "Sigmoid",
+        "Softplus",
+        "Swish",
+        "Tanh",
+    ),
+    # Half of the codes are below 0, which a Relu leaves empty: channels want to be more equal than
+    # uint8 wants them (docs/targets.md).
+    settings={"int8": ("equalize_depthwise.power=0.8",)},
+    ranges={"Softmax": (0.0, 1.0)},
+    left_float={
+        **NUMERIC,
+        "GRU": "TensorRT has no integer GRU",
+        "LSTM": "TensorRT has no integer LSTM",
+    },
+)

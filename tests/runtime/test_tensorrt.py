@@ -1,0 +1,165 @@
+"""Engines that are really built, with TensorRT-RTX or TensorRT where one of them is installed."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from harness import model
+from realmodels import shared
+
+import qgraph
+from models.digits.data import load as load_digits
+from qgraph.errors import EngineError, ModelError
+from qgraph.runtime import backend
+from qgraph.runtime import tensorrt as module
+from qgraph.runtime.backend import Backend
+from qgraph.runtime.builder import Builder
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = any(importlib.util.find_spec(name) for name in module.MODULES)
+needs_builder = pytest.mark.skipif(
+    not HERE, reason="neither tensorrt_rtx nor tensorrt is installed (tensorrt-rtx-cu13 on PyPI)"
+)
+
+
+def save(folder, text, weights=None):
+    path = folder / "m.onnx"
+    onnx.save(model(text, weights), path)
+    return path
+
+
+def rand(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_it_is_a_backend_that_builds():
+    engine = backend("tensorrt")
+    assert isinstance(engine, Backend) and isinstance(engine, Builder)
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "MODULES", {"no_such_module": "TensorRT"})
+    engine = module.TensorRt()
+    for reason in (engine.unavailable(), engine.cannot_build()):
+        assert "no_such_module" in reason and "pip install 'qgraph[tensorrt]'" in reason
+    for use in (lambda: engine.open(b""), lambda: engine.build(tmp_path, {})):
+        with pytest.raises(EngineError, match="can't be imported"):
+            use()
+
+
+@needs_builder
+def test_it_does_not_run_engines_yet():
+    engine = module.TensorRt()
+    assert engine.cannot_build() is None
+    assert "does not run them yet" in engine.unavailable()
+    with pytest.raises(EngineError, match="does not run them yet"):
+        engine.open(b"")
+
+
+@needs_builder
+def test_dynamic_axes_are_built_for_the_given_shape(tmp_path):
+    path = save(tmp_path, "g (float[N,M] x) => (float[N,M] y) { y = Relu(x) }")
+    engine = module.TensorRt()
+    built = engine.build(path, {"x": (2, 3)})
+    assert len(built.engine) > 100 and built.layers >= 1 and built.seconds > 0
+    assert "built an engine of" in str(built) and built.builder.split()[0].startswith("TensorRT")
+    for shapes in ({}, {"x": (2,)}, {"x": (2, -1)}):
+        with pytest.raises(EngineError, match="input 'x' .* can't be built for shape"):
+            engine.build(path, shapes)
+
+
+@needs_builder
+def test_a_refused_node_is_named(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 21, "my" : 1]>
+    g (float[3,4] x) => (float[3,4] y) { [strange] y = my.Strange(x) }"""
+    with pytest.raises(EngineError) as caught:
+        module.TensorRt().build(save(tmp_path, text), {})
+    assert "refuses the model" in str(caught.value) and "Strange 'strange'" in str(caught.value)
+    assert "\n" not in str(caught.value) and "--exclude" in str(caught.value)
+
+
+@needs_builder
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ModelError, match="no such file"):
+        module.TensorRt().build(tmp_path / "none.onnx", {})
+
+
+@needs_builder
+@pytest.mark.parametrize("fault", ["int32 bias", "zero point"])
+def test_the_builder_refuses_what_the_target_avoids(fault, tmp_path):
+    # The reasons for this target's rules hold for the builder that is installed.
+    bias = "bq = DequantizeLinear(b, bs)  y = Conv(d, w, bq)"
+    text = f"""g (float[1,16,8,8] x) => (float[1,16,8,8] y) {{
+        q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)
+        {bias if fault == "int32 bias" else "y = Conv(d, w)"}
+    }}"""
+    weights = {
+        "s": np.float32(0.02),
+        "z": np.int8(3 if fault == "zero point" else 0),
+        "w": rand(16, 16, 1, 1),
+    }
+    if fault == "int32 bias":
+        weights |= {"b": np.arange(16, dtype=np.int32), "bs": np.float32(0.001)}
+    with pytest.raises(EngineError, match="refuses the model"):
+        module.TensorRt().build(save(tmp_path, text, weights), {})
+
+
+# -- everything that is compiled for the target builds ---------------------------------------------
+
+
+def compiled(path, data, output, precision="int8"):
+    """Compile, and check that the engine was built of what was written."""
+    artifact = qgraph.compile(
+        path,
+        target="tensorrt",
+        precision=precision,
+        recipe="fast",
+        settings=["correct_bias.enabled=false"],
+        data=data,
+        output=output,
+    )
+    manifest = artifact.manifest
+    assert manifest.engine is None and "built an engine of" in manifest.not_timed
+    assert manifest.accuracy is not None and manifest.accuracy.passed
+    return artifact
+
+
+@needs_builder
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_vit", "digits_gru"])
+def test_digits_networks_build(name, precision, tmp_path):
+    data = {"image": load_digits().train_x[:20]}
+    artifact = compiled(
+        ROOT / "models" / "digits" / f"{name}.onnx", data, tmp_path / "out", precision
+    )
+    quantized = [n.op_type for n in onnx.load(artifact.model_path).graph.node]
+    # The GRU's own operators have no integer form, and its last layer is too narrow.
+    assert ("QuantizeLinear" in quantized) == (precision == "int8" and name != "digits_gru")
+
+
+IMAGES = {"input": np.random.default_rng(0).standard_normal((8, 3, 224, 224)).astype(np.float32)}
+LINES = {"x": np.random.default_rng(0).standard_normal((6, 3, 48, 160)).astype(np.float32)}
+REAL = {
+    "mobilenet_v2": IMAGES,
+    "efficientnet_lite0": IMAGES,
+    "ppocrv6_rec_small": LINES,
+    "minilm_l6_v2": None,
+}
+
+
+def sentences():
+    """Real ones: random tokens make ranges that no text has."""
+    with np.load(shared("data", "minilm_sts15_calib.npz")) as file:
+        ids = next(iter(file.values()))[:16, :32].astype(np.int64)
+    return {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64)}
+
+
+@needs_builder
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_real_models_build(name, tmp_path):
+    data = REAL[name] or sentences()
+    artifact = compiled(shared("models", f"{name}.onnx"), data, tmp_path / "out")
+    assert artifact.manifest.nodes["int8"] > 40
