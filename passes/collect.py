@@ -84,7 +84,7 @@ def extremes(
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         path = Path(folder) / "observed.onnx"
         onnx_io.save(_observed(graph, names), path)
-        with observing_backend().open(path, EngineOptions()) as session:
+        with observing_backend(path).open(path, EngineOptions()) as session:
             for index, feeds in enumerate(data):
                 begin = time.perf_counter()
                 results = session.run(feeds)

@@ -60,7 +60,7 @@ def channel_statistics(
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         path = Path(folder) / "observed.onnx"
         onnx_io.save(_observed(graph, axes, reductions), path)
-        with observing_backend().open(path, EngineOptions()) as session:
+        with observing_backend(path).open(path, EngineOptions()) as session:
             for index, feeds in enumerate(context.data):
                 results = session.run(feeds)
                 sample: ChannelSample = {}

@@ -52,7 +52,7 @@ def channel_rows(
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         path = Path(folder) / "observed.onnx"
         onnx_io.save(_observed(graph, names), path)
-        with observing_backend().open(path, EngineOptions()) as session:
+        with observing_backend(path).open(path, EngineOptions()) as session:
             for index, feeds in enumerate(islice(context.data, samples)):
                 for name, array in session.run(feeds).items():
                     if array.size == 0:

@@ -135,7 +135,7 @@ def _run(
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         path = Path(folder) / "observed.onnx"
         onnx_io.save(_with_outputs(graph, computed or [graph.outputs[0].name or ""]), path)
-        with observing_backend().open(path, options) as session:
+        with observing_backend(path).open(path, options) as session:
             pool = ThreadPoolExecutor(workers)
             waiting: deque[Future[float]] = deque()
             try:
@@ -181,7 +181,7 @@ def _sizes(graph: Graph, names: Sequence[str], feeds: Feeds) -> dict[str, int]:
         with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
             path = Path(folder) / "sizes.onnx"
             onnx_io.save(copy, path)
-            with observing_backend().open(path, EngineOptions()) as session:
+            with observing_backend(path).open(path, EngineOptions()) as session:
                 results = session.run(feeds)
         sizes |= {name: 4 * int(results[output]) for name, output in outputs.items()}
     order = {value.name: i for i, value in enumerate(_values(graph))}

@@ -1,6 +1,7 @@
 """Backend 'onnxruntime-cuda': ONNX Runtime's CUDA provider, with its CPU provider behind it.
 
-TF32 is off: the CUDA provider would otherwise multiply float32 with ten bits of mantissa.
+TF32 is off: the CUDA provider would otherwise multiply float32 with ten bits of mantissa. Algorithms
+for convolutions are chosen by cuDNN's rules: trying them all takes seconds for every new shape.
 """
 
 import ctypes
@@ -13,6 +14,7 @@ from qgraph.runtime.backend import EngineOptions
 from qgraph.runtime.ort_session import OrtSession, load_onnxruntime, session_options
 
 _PROVIDER = "CUDAExecutionProvider"
+_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
 
 class OnnxRuntimeCuda:
@@ -49,7 +51,7 @@ class OnnxRuntimeCuda:
             model,
             ort_options,
             engine=self.name,
-            providers=[(_PROVIDER, {"use_tf32": "0"}), "CPUExecutionProvider"],
+            providers=[(_PROVIDER, _OPTIONS), "CPUExecutionProvider"],
             profile=chosen.profile,
         )
 

@@ -43,7 +43,7 @@ def test_every_shipped_recipe_loads_and_says_what_it_is() -> None:
         assert recipe.precision == "int8" and recipe.description
         assert recipe == load_recipe(recipe.name)
         assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
-    assert load_recipe("default").passes["calibrate"] == {"observer": "mean-minmax"}
+    assert load_recipe("default").passes["calibrate"] == {"observer": "auto"}
     assert load_recipe("fast").passes["calibrate"] == {"observer": "minmax"}
 
 
@@ -62,7 +62,7 @@ def test_a_file_may_extend_names_and_files_and_tables_merge(tmp_path: Path) -> N
     assert recipe.images.crop == (200, 100) and recipe.images.resize == 256
     assert recipe.images.mean == (0.485, 0.456, 0.406)
     assert recipe.verify.min_cosine == 0.9 and recipe.verify.min_sqnr_db == 10.0
-    merged = {**load_recipe("default").passes, "calibrate": {"observer": "mean-minmax", "bins": 3}}
+    merged = {**load_recipe("default").passes, "calibrate": {"observer": "auto", "bins": 3}}
     assert recipe.passes == merged
 
 

@@ -36,7 +36,8 @@ def chain(activation="Relu (c)", groups=1, tail="y = Exp (d)"):
 
 
 def context(proto):
-    return Context(data=[random_feeds(proto, seed) for seed in range(2)])
+    # Every fourth sample is held out; here it brings nothing new.
+    return Context(data=[random_feeds(proto, seed % 2) for seed in (0, 1, 1, 0)])
 
 
 def convs(proto: onnx.ModelProto) -> list[np.ndarray]:
@@ -51,6 +52,33 @@ def convs(proto: onnx.ModelProto) -> list[np.ndarray]:
 def test_keeps_the_results(activation, groups):
     proto = chain(activation, groups)
     check_fires(ON, proto, changed=2, context=context(proto))
+
+
+def clips(scales):
+    """Samples of the chain with a Clip, each as large as said, and what becomes of it."""
+    proto = chain("Clip (c, zero, six)")
+    plain = random_feeds(proto, 0)
+    data = [{"x": plain["x"] * np.float32(scale)} for scale in scales]
+    return apply(ON, proto, Context(data=data))
+
+
+def test_channels_that_other_samples_drive_into_the_clip_stay():
+    # The second sample is held out: 5 times as large, it reaches bounds that the others don't.
+    after, (report,), _ = clips([1, 5, 1, 1])
+    assert any("on samples not seen the model keeps" in line for line in report.warnings)
+    np.testing.assert_array_equal(convs(after)[0], convs(chain("Clip (c, zero, six)"))[0])
+    # The pair behind the Relu is rescaled all the same.
+    assert report.changed == 1
+    _, (report,), _ = clips([1, 1, 1, 1])
+    assert not report.warnings and report.changed == 2
+    # What is held out counts for the ranges too.
+    _, (report,), _ = clips([1, 1.01, 1, 1])
+    assert not report.warnings
+
+
+def test_a_single_sample_is_too_few_to_try_a_clip_on_others():
+    _, (report,), _ = clips([1])
+    assert any("too few samples" in line for line in report.warnings)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

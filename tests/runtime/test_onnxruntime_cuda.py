@@ -4,7 +4,7 @@ import pytest
 from runtime_models import small_cnn
 
 from qgraph.errors import EngineError
-from qgraph.runtime import backend, observing_backend
+from qgraph.runtime import GPU_PAYS_BYTES, backend, observing_backend
 from qgraph.runtime.backend import EngineOptions
 from qgraph.runtime.reference import open_reference
 
@@ -32,9 +32,14 @@ def test_only_float32_is_offered():
         CUDA.open(small_cnn().SerializeToString(), EngineOptions(float_precision="bf16"))
 
 
-def test_calibration_runs_on_the_fastest_engine_present():
-    expected = "onnxruntime-cpu" if CUDA.unavailable() else "onnxruntime-cuda"
-    assert observing_backend().name == expected
+@pytest.mark.parametrize("size", [GPU_PAYS_BYTES - 1, GPU_PAYS_BYTES])
+def test_large_models_are_calibrated_on_the_gpu(tmp_path, size):
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"m")
+    with open(tmp_path / "model.onnx.data", "wb") as data:
+        data.truncate(size - 1)
+    gpu = size >= GPU_PAYS_BYTES and CUDA.unavailable() is None
+    assert observing_backend(model).name == ("onnxruntime-cuda" if gpu else "onnxruntime-cpu")
 
 
 def test_numbers_and_provider_are_those_asked_for():
