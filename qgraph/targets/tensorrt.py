@@ -76,7 +76,7 @@ TENSORRT = Target(
     ),
     # Half of the codes are below 0, which a Relu leaves empty: channels want to be more equal than
     # uint8 wants them (docs/targets.md).
-    settings={"int8": ("equalize_depthwise.power=0.8",)},
+    settings={"int8": ("equalize_depthwise.power=0.65",)},
     ranges={"Softmax": (0.0, 1.0)},
     left_float={
         **NUMERIC,
