@@ -10,11 +10,13 @@ from qgraph.commands.options import (
     Data,
     EncodingsFile,
     Json,
+    Memory,
     Quiet,
     Samples,
     Verbose,
     complete_recipe,
     complete_target,
+    with_memory,
 )
 from qgraph.commands.output import Output
 
@@ -67,6 +69,7 @@ def command(
             "--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass; repeatable."
         ),
     ] = None,
+    memory: Memory = None,
     encodings: EncodingsFile = None,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -95,7 +98,7 @@ def command(
                 recipe=recipe,
                 samples=samples,
                 exclude=exclude or [],
-                settings=settings or [],
+                settings=with_memory(settings, memory),
                 encodings=encodings,
                 listener=listener,
             )

@@ -17,6 +17,7 @@ from qgraph.commands.options import (
     Data,
     EncodingsFile,
     Json,
+    Memory,
     Quiet,
     Samples,
     Verbose,
@@ -24,6 +25,7 @@ from qgraph.commands.options import (
     complete_precision,
     complete_recipe,
     complete_target,
+    with_memory,
 )
 from qgraph.commands.output import Output
 from qgraph.errors import AccuracyError, UsageError
@@ -91,6 +93,7 @@ def command(
             "--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass; repeatable."
         ),
     ] = None,
+    memory: Memory = None,
     encodings: EncodingsFile = None,
     io: Annotated[
         str | None,
@@ -182,7 +185,7 @@ def command(
                 data=data,
                 samples=samples,
                 exclude=exclude or [],
-                settings=settings or [],
+                settings=with_memory(settings, memory),
                 encodings=encodings,
                 io=io,
                 io_outputs=io_outputs,

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+# Passes with a memory budget of their own for observed values.
+OBSERVING = ("calibrate", "adaround")
+
 
 @dataclass
 class Shared:
@@ -102,3 +105,21 @@ def complete_recipe(incomplete: str) -> list[str]:
     from qgraph.recipe_files import named_recipes
 
     return [name for name in named_recipes() if name.startswith(incomplete)]
+
+
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        "--memory",
+        metavar="MB",
+        min=1,
+        show_default=False,
+        help="Memory for observed values, beside the model; default 1024. Less makes more runs.",
+    ),
+]
+
+
+def with_memory(settings: list[str] | None, memory: int | None) -> list[str]:
+    """Return the settings with a memory budget for every pass that observes values."""
+    budget = [] if memory is None else [f"{name}.memory_mb={memory}" for name in OBSERVING]
+    return [*budget, *(settings or [])]

@@ -36,6 +36,9 @@ def test_settings_and_recipes_reach_it(invoke_json, convnet, samples, cwd):
     assert any(a["scale"] < b["scale"] for a, b in pairs)
     fewer = invoke_json("calibrate", convnet, "--data", samples, "--samples", "5")
     assert fewer["data"]["samples"] == 4
+    assert fewer["calibration"]["memory_mb"] == 1024
+    small = invoke_json("calibrate", convnet, "--data", samples, "--memory", "9")
+    assert small["calibration"]["memory_mb"] == 9
     less = invoke_json("calibrate", convnet, "--data", samples, "--exclude", "conv_*")
     assert len(less["tensors"]) < len(mean["tensors"])
 

@@ -126,6 +126,10 @@ def test_settings_reach_the_passes(invoke, invoke_json, convnet, samples, cwd):
     found = invoke_json(*args, "--set", "calibrate.observer=minmax")
     stage = next(s for s in found["stages"] if s["name"] == "calibrate")
     assert stage["options"]["observer"] == "minmax"
+    found = invoke_json(*args, "--memory", "64", "-o", "budgeted")
+    budgets = {s["name"]: s["options"].get("memory_mb") for s in found["stages"]}
+    assert budgets["calibrate"] == budgets["adaround"] == 64
+    assert invoke(*args, "--memory", "0", "-o", "other").exit_code == 2
     for setting, what in [
         ("calibrate.observer", "pass.option=value"),
         ("calibrat.observer=minmax", "did you mean 'calibrate'?"),
