@@ -9,12 +9,14 @@ import typer
 from qgraph.commands.options import (
     Data,
     EncodingsFile,
+    Exclude,
     Json,
     Memory,
     Quiet,
+    RecipeName,
     Samples,
+    Settings,
     Verbose,
-    complete_recipe,
     complete_target,
     with_memory,
 )
@@ -51,24 +53,9 @@ def command(
     ] = "cpu",
     data: Data = None,
     samples: Samples = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|NAME",
-            help="A TOML file, or a name from `qgraph recipes`.",
-            autocompletion=complete_recipe,
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Nodes or operators that stay in float; repeatable."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass; repeatable."
-        ),
-    ] = None,
+    recipe: RecipeName = None,
+    exclude: Exclude = None,
+    settings: Settings = None,
     memory: Memory = None,
     encodings: EncodingsFile = None,
     verbose: Verbose = 0,

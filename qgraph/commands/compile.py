@@ -16,14 +16,16 @@ from qgraph.commands.debugging import (
 from qgraph.commands.options import (
     Data,
     EncodingsFile,
+    Exclude,
     Json,
     Memory,
     Quiet,
+    RecipeName,
     Samples,
+    Settings,
     Verbose,
     complete_pass,
     complete_precision,
-    complete_recipe,
     complete_target,
     with_memory,
 )
@@ -75,24 +77,9 @@ def command(
     ] = None,
     data: Data = None,
     samples: Samples = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|NAME",
-            help="A TOML file, or a name from `qgraph recipes`.",
-            autocompletion=complete_recipe,
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Nodes or operators that stay in float; repeatable."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass; repeatable."
-        ),
-    ] = None,
+    recipe: RecipeName = None,
+    exclude: Exclude = None,
+    settings: Settings = None,
     memory: Memory = None,
     encodings: EncodingsFile = None,
     io: Annotated[

@@ -123,3 +123,24 @@ def with_memory(settings: list[str] | None, memory: int | None) -> list[str]:
     """Return the settings with a memory budget for every pass that observes values."""
     budget = [] if memory is None else [f"{name}.memory_mb={memory}" for name in OBSERVING]
     return [*budget, *(settings or [])]
+
+
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE|NAME",
+        help="A TOML file, or a name from `qgraph recipes`.",
+        autocompletion=complete_recipe,
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude", metavar="GLOB", help="Nodes or operators that stay in float; repeatable."
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass; repeatable."),
+]
