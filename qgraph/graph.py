@@ -5,7 +5,7 @@ use the functions here, so that names stay unique, interfaces stay fixed and fac
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,17 +229,41 @@ class Graph:
         name = self.fresh(hint)
         if dtype is None and isinstance(array, np.ndarray) and array.dtype.kind not in "OSU":
             # The general way takes ten times as long.
-            tensor: ir.TensorProtocol = ir.Tensor(array, name=name)
-        else:
-            tensor = ir.tensor(array, dtype=dtype, name=name)
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(tensor.shape.numpy()),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self.main.register_initializer(value)
-        return value
+            return self._register(ir.Tensor(array, name=name))
+        return self._register(ir.tensor(array, dtype=dtype, name=name))
+
+    def lazy_constant(
+        self,
+        hint: str,
+        dtype: np.dtype[Any],
+        shape: Sequence[int],
+        read: Callable[[], NDArray[Any]],
+    ) -> Value:
+        """Add an initializer whose array is made anew each time it is looked at, and not kept.
+
+        So a model larger than memory can be written: `onnx_io.save` takes one weight at a time.
+
+        Args:
+            hint: Name, made unique.
+            dtype: Type of the array; ml_dtypes have ONNX types of their own.
+            shape: Its shape.
+            read: Makes the array. It must give the same one every time.
+
+        Returns:
+            The initializer. Looking at it raises ValueError where `read` gives another type or
+            shape.
+        """
+        kind, lengths = ir.DataType.from_numpy(dtype), tuple(shape)
+
+        def make() -> ir.TensorProtocol:
+            array = read()
+            if array.dtype != dtype or array.shape != lengths:
+                made = f"{array.dtype} {list(array.shape)}"
+                raise ValueError(f"{name} became {made}, not {dtype} {list(lengths)}")
+            return ir.Tensor(array, dtype=kind, name=name)
+
+        name = self.fresh(hint)
+        return self._register(ir.LazyTensor(make, kind, ir.Shape(lengths), name=name))
 
     def insert(
         self,
@@ -383,6 +407,16 @@ class Graph:
         ask it questions, rewrite through this class.
         """
         return read_only_view(self.main)
+
+    def _register(self, tensor: ir.TensorProtocol) -> Value:
+        value = ir.Value(
+            name=tensor.name,
+            shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.main.register_initializer(value)
+        return value
 
     def _carry(self, old: Value, new: Value) -> Value:
         assert old.graph is not None
