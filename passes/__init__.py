@@ -18,6 +18,7 @@ PASSES = [
     "qgraph.passes.insert_qdq:InsertQDQ",
     "qgraph.passes.dynamic_int8:DynamicInt8",
     "qgraph.passes.half:Half",
+    "qgraph.passes.linear_to_matmul:LinearToMatMul",
     "qgraph.passes.fold_images:FoldImages",
     "qgraph.passes.quantize_io:QuantizeIO",
 ]
