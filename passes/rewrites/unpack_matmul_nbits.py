@@ -9,14 +9,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.graph import Graph, Node, Value
-from qgraph.passes.rewrites import _nbits as nbits
 from qgraph.passes.rewrites._qdq import BLOCKED_SINCE, label
+from qgraph.passes.weight_forms import _nbits as nbits
+from qgraph.passes.weight_forms._site import MICROSOFT
+from qgraph.passes.weight_forms.dequantize import TWO_BIT_COLUMNS, TWO_BITS_SINCE
 from qgraph.pattern import Match, Pattern, maybe, op, var
 from qgraph.pipeline import Fusion, Reject
 
-MICROSOFT = "com.microsoft"
-_UNSIGNED: dict[int, Any] = {4: ml_dtypes.uint4, 8: np.uint8}
-_SIGNED: dict[int, Any] = {4: ml_dtypes.int4, 8: np.int8}
+_UNSIGNED: dict[int, Any] = {2: ml_dtypes.uint2, 4: ml_dtypes.uint4, 8: np.uint8}
+_SIGNED: dict[int, Any] = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8}
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ class UnpackMatMulNBits(Fusion):
         y = MatMul(x, w)
 
         The zero point is left out where all are the middle code: then the codes are signed
-        (int4, int8). Otherwise they are unsigned. A bias becomes an Add.
+        (int4, int8). Otherwise they are unsigned. Codes of 2 bits are held
+        in 4 before opset 25, and where N is no multiple of 4 (see `dequantize_linear`). A bias
+        becomes an Add.
 
     When:
-        4 or 8 bits; weight, scales and zero points are constants; opset 21 or newer, where blocks
+        2, 4 or 8 bits; weight, scales and zero points are constants; opset 21 or newer, where blocks
         came to DequantizeLinear.
 
     Leaves alone:
@@ -118,6 +121,8 @@ def read(graph: Graph, node: Node) -> Weight | str:
         return zero
     codes = nbits.unpack_codes(packed.reshape(wanted), bits, depth)
     scale = nbits.by_block(scales, blocks, width)
+    if bits == 2 and (graph.opset < TWO_BITS_SINCE or width % TWO_BIT_COLUMNS):
+        bits = 4
     if zero is None or (zero == middle).all():
         signed = (codes.astype(np.int16) - middle).astype(np.int8).astype(_SIGNED[bits])
         return Weight(signed, scale, None, block)

@@ -3,13 +3,13 @@
 import numpy as np
 import onnx
 import pytest
-from harness import apply, check_stays, ops
+from harness import apply, check_stays, ops, run_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from qgraph.passes.rewrites import _nbits as nbits
 from qgraph.passes.rewrites.pack_matmul_nbits import PackMatMulNBits
+from qgraph.passes.weight_forms import _nbits as nbits
 
 # -- packing: plain arrays -------------------------------------------------------------------
 
@@ -21,7 +21,7 @@ def naive_codes(packed, bits, block, depth):
     for k in range(depth):
         for n in range(width):
             byte = packed[n, k // block, (k % block) * bits // 8]
-            result[k, n] = byte if bits == 8 else (byte >> (4 * (k % 2))) & 15
+            result[k, n] = (byte >> (k * bits % 8)) & ((1 << bits) - 1)
     return result
 
 
@@ -29,7 +29,7 @@ sizes = st.tuples(st.integers(1, 70), st.integers(1, 5), st.sampled_from([16, 32
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from([4, 8]), sizes, st.integers(0, 2**32 - 1))
+@given(st.sampled_from([2, 4, 8]), sizes, st.integers(0, 2**32 - 1))
 def test_packing_there_and_back(bits, size, seed):
     depth, width, block = size
     rng = np.random.default_rng(seed)
@@ -48,10 +48,10 @@ def test_packing_there_and_back(bits, size, seed):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 255), min_size=1, max_size=9))
-def test_bytes_split_and_join(values):
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=9), st.sampled_from([2, 4]))
+def test_bytes_split_and_join(values, bits):
     packed = np.array(values, np.uint8)
-    np.testing.assert_array_equal(nbits.pack(nbits.unpack(packed, 4), 4), packed)
+    np.testing.assert_array_equal(nbits.pack(nbits.unpack(packed, bits), bits), packed)
 
 
 def blocked(weight, scale, *, axis=0, block=32, extra=(), x_axes=(2,)):
@@ -77,6 +77,17 @@ def test_negative_axes_are_packed_too():
     assert ops(out) == ["MatMulNBits"]
     [level] = [a.i for a in out.graph.node[0].attribute if a.name == "accuracy_level"]
     assert level == 1
+
+
+def test_blocks_that_are_no_power_of_two_become_shorter_ones():
+    weight = np.arange(120 * 3).reshape(120, 3).astype(np.int8)
+    scale = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.float32)
+    proto = blocked(weight, scale, block=48)
+    out, _, _ = apply(PackMatMulNBits(accuracy_level=1), proto)
+    assert ops(out) == ["MatMulNBits"]
+    for rows in np.eye(120, dtype=np.float32).reshape(60, 2, 120):
+        want = run_reference(proto, {"x": rows})["y"]
+        np.testing.assert_array_equal(run_reference(out, {"x": rows})["y"], want)
 
 
 @pytest.mark.parametrize(

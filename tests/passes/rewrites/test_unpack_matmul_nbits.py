@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from qgraph.passes.rewrites import _nbits as nbits
 from qgraph.passes.rewrites.pack_matmul_nbits import PackMatMulNBits
 from qgraph.passes.rewrites.unpack_matmul_nbits import UnpackMatMulNBits
+from qgraph.passes.weight_forms import _nbits as nbits
 
 FLOATS = {np.float32: onnx.TensorProto.FLOAT, np.float16: onnx.TensorProto.FLOAT16}
 
@@ -91,6 +91,20 @@ def test_the_weight_is_onnxruntimes_own_and_comes_back(bits, block, depth, zero_
     np.testing.assert_array_equal(weight_of(back, depth), want)
     before = [a.reshape(-1).tobytes() for a in constants(proto).values()]
     assert [a.reshape(-1).tobytes() for a in constants(back).values()] == before
+
+
+@pytest.mark.parametrize("zero_points", [True, False])
+@pytest.mark.parametrize(("opset", "width", "kind"), [(21, 8, "4"), (25, 8, "2"), (25, 6, "4")])
+def test_two_bits(opset, width, kind, zero_points):
+    proto = random_net(0, bits=2, width=width, depth=72, zero_points=zero_points, opset=opset)
+    out, _, _ = apply(UnpackMatMulNBits(), proto)
+    codes = constants(out)[out.graph.node[0].input[0]]
+    assert codes.dtype.name == f"{'uint' if zero_points else 'int'}{kind}"
+    for back in (proto, out, apply(PackMatMulNBits(accuracy_level=1), out)[0]):
+        np.testing.assert_array_equal(weight_of(back, 72), weight_of(proto, 72))
+    if kind == "2":
+        before = [a.reshape(-1).tobytes() for a in constants(proto).values()]
+        assert [a.reshape(-1).tobytes() for a in constants(back).values()] == before
 
 
 def test_float16_scales():
@@ -173,7 +187,7 @@ def attribute(proto, name, value):
     [
         (with_group_index, "g_idx"),
         (lambda p: attribute(p, "weight_prepacked", 1), "prepacked"),
-        (lambda p: attribute(p, "bits", 2), "2 bits"),
+        (lambda p: attribute(p, "bits", 3), "3 bits"),
         (lambda p: attribute(p, "block_size", 24), "no valid size"),
         (lambda p: attribute(p, "K", 2**40), "bytes"),
         (lambda p: replaced(p, "packed", np.zeros(7, np.uint8)), "7 bytes"),

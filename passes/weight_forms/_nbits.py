@@ -17,18 +17,23 @@ def unpack(packed: Bytes, bits: int) -> Bytes:
     """Split the bytes of the last axis: uint8 [..., n] to uint8 [..., n * 8 / bits]."""
     if bits == 8:
         return packed
-    pairs: Bytes = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
-    return pairs.reshape(*packed.shape[:-1], -1)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    parts: Bytes = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+    return parts.reshape(*packed.shape[:-1], -1)
 
 
 def pack(codes: Bytes, bits: int) -> Bytes:
     """Join codes of the last axis into bytes, low bits first; room to spare is filled with 0."""
     if bits == 8:
         return np.ascontiguousarray(codes)
-    if codes.shape[-1] % 2:
-        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
-    low, high = codes[..., 0::2], codes[..., 1::2]
-    joined: Bytes = low | (high << np.uint8(4))
+    each = 8 // bits
+    spare = -codes.shape[-1] % each
+    if spare:
+        room = np.zeros((*codes.shape[:-1], spare), np.uint8)
+        codes = np.concatenate([codes, room], axis=-1)
+    joined: Bytes = codes[..., 0::each].copy()
+    for index in range(1, each):
+        joined |= codes[..., index::each] << np.uint8(bits * index)
     return joined
 
 
@@ -37,7 +42,7 @@ def unpack_codes(packed: Bytes, bits: int, depth: int) -> Bytes:
 
     Args:
         packed: As MatMulNBits holds it.
-        bits: 4 or 8.
+        bits: 2, 4 or 8.
         depth: K; the last block may be longer than what is left of it.
     """
     rows = unpack(packed, bits).reshape(packed.shape[0], -1)
@@ -49,7 +54,7 @@ def pack_codes(codes: Bytes, bits: int, block: int, zero_point: Bytes) -> Bytes:
 
     Args:
         codes: uint8, every code of `bits` bits.
-        bits: 4 or 8.
+        bits: 2, 4 or 8.
         block: Codes in a block.
         zero_point: uint8 [blocks, N]; fills what is left of the last block, which so counts 0.
     """

@@ -1,0 +1,25 @@
+"""Graph forms of quantized weights: what stands in the place of a MatMul by a float constant.
+
+A form is a function `(graph, node, result, **options) -> Value | Reject`. It adds nodes in front of
+`node` and returns the value that replaces the node's, or says why there is none and leaves the graph
+as it was. `put` puts that value in its place. Layers that share a weight must be given the same
+result object: then its constants are stored once.
+"""
+
+from qgraph.graph import Graph, Node, Value
+from qgraph.passes.fusions._constants import standing_in
+
+# Every form, as `module:function`.
+FORMS = [
+    "qgraph.passes.weight_forms.dequantize:dequantize_linear",
+    "qgraph.passes.weight_forms.matmul_nbits:matmul_nbits",
+]
+
+
+def put(graph: Graph, node: Node, value: Value) -> None:
+    """Replace a node by the value that a form returned, which takes over the node's name."""
+    graph.replace(node.outputs[0], standing_in(value, node))
+    graph.remove(node)
+    made = value.producer()
+    if made is not None and node.name:
+        made.name = node.name
