@@ -103,6 +103,7 @@ def data_for(
     """
     from qgraph.data import ImageOptions, open_data
     from qgraph.interface import raw_images
+    from qgraph.kv_cache import cache_axes_of
     from qgraph.recipe import load_recipe
 
     images = raw_images(run.io)
@@ -112,7 +113,8 @@ def data_for(
         images = load_recipe(recipe).images
     elif run.recipe.get("images"):
         images = ImageOptions.model_validate(run.recipe["images"])
-    return open_data(source, session.inputs, images=images, samples=samples)
+    caches = cache_axes_of(run.model, session.inputs)
+    return open_data(source, session.inputs, images=images, caches=caches, samples=samples)
 
 
 def batch_of(data: "DataSet", size: int) -> dict[str, Any]:
