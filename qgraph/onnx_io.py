@@ -36,6 +36,7 @@ __all__ = [
     "from_proto",
     "infer_shapes",
     "load",
+    "peek",
     "save",
     "to_proto",
     "upgrade_opset",
@@ -99,11 +100,7 @@ def from_proto(
     check(proto, where=where, path=None if renamed else source)
     notes: list[str] = []
     sparse = take_sparse(proto)
-    with collector_paused(), quiet_onnx_ir():
-        try:
-            model = ir.serde.deserialize_model(proto)
-        except (ValueError, RuntimeError, RecursionError, TypeError, KeyError) as error:
-            raise ModelError(f"can't read the graph: {first_line(error)}", where=where) from error
+    model = _deserialize(proto, where)
     for tensor in tensors_of(proto):
         if tensor.metadata_props:
             # onnx-ir has its own copy by now, and would write both.
@@ -118,6 +115,21 @@ def from_proto(
     if proto.training_info:
         notes.append("training information is left out: an engine for inference has no use for it")
     return Graph(model, source=source, sparse=sparse, notes=notes)
+
+
+def peek(path: str | os.PathLike[str]) -> Graph:
+    """Read a model to ask about its structure; it is not checked, which takes most of the time.
+
+    Meant for files that an engine has opened. Constants may be asked for only where they lie in
+    the file itself.
+
+    Raises:
+        ModelError: The file is missing, truncated or not ONNX.
+    """
+    proto, file = _read(Path(path))
+    check_nesting(proto, str(file))
+    sparse = take_sparse(proto)
+    return Graph(_deserialize(proto, str(file)), source=file, sparse=sparse)
 
 
 def to_proto(graph: Graph) -> onnx.ModelProto:
@@ -195,6 +207,14 @@ def external_bytes(path: Path) -> int:
 
 
 def _load_file(path: Path) -> Graph:
+    proto, path = _read(path)
+    # Not the target of a symbolic link: external data is looked for beside the name given.
+    folder = path.parent.resolve()
+    return from_proto(proto, where=str(path), base_dir=folder, source=folder / path.name)
+
+
+def _read(path: Path) -> tuple[onnx.ModelProto, Path]:
+    """Parse a file, or the model in a folder; return the message and the file."""
     if not path.exists():
         raise ModelError("no such file", where=str(path))
     if path.is_dir():
@@ -208,11 +228,15 @@ def _load_file(path: Path) -> Graph:
         raise ModelError(f"can't be read: {error.strerror}", where=str(path)) from error
     if not data:
         raise ModelError("file is empty", where=str(path))
-    proto = _parse(data, str(path))
-    del data
-    # Not the target of a symbolic link: external data is looked for beside the name given.
-    folder = path.parent.resolve()
-    return from_proto(proto, where=str(path), base_dir=folder, source=folder / path.name)
+    return _parse(data, str(path)), path
+
+
+def _deserialize(proto: onnx.ModelProto, where: str) -> ir.Model:
+    with collector_paused(), quiet_onnx_ir():
+        try:
+            return ir.serde.deserialize_model(proto)
+        except (ValueError, RuntimeError, RecursionError, TypeError, KeyError) as error:
+            raise ModelError(f"can't read the graph: {first_line(error)}", where=where) from error
 
 
 def _parse(data: bytes, where: str) -> onnx.ModelProto:

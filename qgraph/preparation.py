@@ -15,6 +15,7 @@ from qgraph.encodings_json import Encodings, read_encodings
 from qgraph.errors import DataError, UsageError
 from qgraph.graph import Graph
 from qgraph.job import Job
+from qgraph.kv_cache import cache_axes
 from qgraph.recognise import quantized_ops
 
 
@@ -86,6 +87,7 @@ def split_data(
         data,
         graph.signature(),
         images=job.recipe.images,
+        caches=cache_axes(graph),
         samples=samples or job.recipe.samples,
     )
     if dataset.random:

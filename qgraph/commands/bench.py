@@ -9,7 +9,7 @@ from qgraph.commands.options import Data, Json, Model, Quiet, Verbose, complete_
 from qgraph.commands.output import Output
 
 if TYPE_CHECKING:
-    from qgraph.commands.opening import Runnable
+    from qgraph.runnable import Runnable
     from qgraph.runtime.bench import BenchResult
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -100,7 +100,8 @@ def measure(
     """
     from contextlib import ExitStack
 
-    from qgraph.commands.opening import batch_of, data_for, runnable
+    from qgraph.commands.opening import batch_of, data_for
+    from qgraph.runnable import runnable
     from qgraph.runtime.bench import bench
 
     chosen: list[str | None] = [*engines] or [None]

@@ -115,9 +115,12 @@ def show_times(out: Output, stages: "list[Stage]") -> None:
 def _first_sample(original: Path, data: Any, recipe: str | None) -> dict[str, Any]:
     """Return the first sample of the data as feeds for the original."""
     from qgraph.data import open_data
+    from qgraph.kv_cache import cache_axes_of
     from qgraph.recipe import load_recipe
     from qgraph.runtime.reference import open_reference
 
     with open_reference(original) as session:
         images = load_recipe(recipe or "default").images
-        return dict(next(iter(open_data(data, session.inputs, images=images, samples=1))))
+        caches = cache_axes_of(original, session.inputs)
+        dataset = open_data(data, session.inputs, images=images, caches=caches, samples=1)
+        return dict(next(iter(dataset)))

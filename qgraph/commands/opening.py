@@ -1,91 +1,13 @@
-"""Models and artifacts by path, opened in an engine; data fitted to their inputs."""
+"""Data fitted to the inputs of what a command runs."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgraph.errors import UsageError
 
 if TYPE_CHECKING:
     from qgraph.data import DataSet
+    from qgraph.runnable import Runnable
     from qgraph.runtime.backend import Session
-
-DEFAULT_ENGINE = "onnxruntime-cpu"
-
-
-@dataclass(frozen=True)
-class Runnable:
-    """A model file and the engine that will run it.
-
-    Attributes:
-        path: As the user named it.
-        model: The ONNX file.
-        engine: Name of a backend.
-        options: `EngineOptions` by field name.
-        recipe: The artifact's recipe; empty for a plain model.
-        io: The artifact's inputs and outputs that are not the original's, as its manifest has them.
-    """
-
-    path: str
-    model: Path
-    engine: str
-    options: dict[str, Any] = field(default_factory=dict)
-    recipe: dict[str, Any] = field(default_factory=dict)
-    io: dict[str, Any] = field(default_factory=dict)
-
-    def open(self) -> "Session":
-        """Open it.
-
-        Raises:
-            EngineError: The engine can't be used here or refuses the model.
-        """
-        from qgraph.errors import EngineError
-        from qgraph.runtime import backend
-        from qgraph.runtime.backend import EngineOptions
-
-        engine = backend(self.engine)
-        if reason := engine.unavailable():
-            raise EngineError(reason, where=self.engine)
-        return engine.open(self.model, EngineOptions(**self.options))
-
-
-def runnable(path: str, engine: str | None = None, threads: int = 0) -> Runnable:
-    """Find out what to run and in which engine.
-
-    Args:
-        path: An ONNX file, an artifact's folder, or a folder with model.onnx.
-        engine: Overrides the artifact's engine; a plain model runs in onnxruntime's CPU provider.
-        threads: Threads, 0 for all cores.
-
-    Raises:
-        ModelError: There is no such file.
-        ArtifactError: The artifact is damaged.
-        UsageError: There is no such engine.
-    """
-    from qgraph.artifact import MANIFEST, MODEL, Artifact
-    from qgraph.errors import ModelError
-    from qgraph.runtime import backend
-
-    if engine is not None:
-        backend(engine)
-    place = Path(path)
-    if (place / MANIFEST).is_file():
-        artifact = Artifact.load(place)
-        chosen = artifact.manifest.engine
-        options = dict(chosen.options) if chosen and engine in (None, chosen.backend) else {}
-        if threads:
-            options["threads"] = threads
-        name = engine or (chosen.backend if chosen else DEFAULT_ENGINE)
-        manifest = artifact.manifest
-        return Runnable(
-            path, artifact.model_path, name, options, manifest.recipe, manifest.io or {}
-        )
-    model = place / MODEL if place.is_dir() else place
-    if not model.is_file():
-        what = "is a folder without model.onnx" if place.is_dir() else "no such file"
-        raise ModelError(what, where=path, fix="name an ONNX file or an artifact")
-    options = {"threads": threads} if threads else {}
-    return Runnable(path, model, engine or DEFAULT_ENGINE, options)
 
 
 def data_for(
@@ -93,7 +15,7 @@ def data_for(
     source: str,
     samples: int | None,
     recipe: str | None,
-    run: Runnable,
+    run: "Runnable",
 ) -> "DataSet":
     """Open data for a session; images are prepared as the recipe, or the artifact's, says.
 
@@ -103,6 +25,7 @@ def data_for(
     """
     from qgraph.data import ImageOptions, open_data
     from qgraph.interface import raw_images
+    from qgraph.kv_cache import cache_axes_of
     from qgraph.recipe import load_recipe
 
     images = raw_images(run.io)
@@ -112,7 +35,8 @@ def data_for(
         images = load_recipe(recipe).images
     elif run.recipe.get("images"):
         images = ImageOptions.model_validate(run.recipe["images"])
-    return open_data(source, session.inputs, images=images, samples=samples)
+    caches = cache_axes_of(run.model, session.inputs)
+    return open_data(source, session.inputs, images=images, caches=caches, samples=samples)
 
 
 def batch_of(data: "DataSet", size: int) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def command(
     """
     from qgraph import report, text
     from qgraph.commands.npz import write_npz
-    from qgraph.commands.opening import data_for, runnable
+    from qgraph.commands.opening import data_for
+    from qgraph.runnable import runnable
 
     out = Output.begin(ctx, verbose, quiet, as_json)
     if data is None:

@@ -131,7 +131,7 @@ class ArraySource(Source):
         """
         self.kind, self.where, self._path = kind, where, path
         check_names(list(columns), layout, where)
-        self._inputs = {spec.name: columns[spec.name] for spec in layout.inputs}
+        self._inputs = {name: columns[name] for name in layout.names if name in columns}
         self._count = self._length()
         self._others = {
             name: column
@@ -212,6 +212,8 @@ class ArraySource(Source):
             return None
         rows = set()
         for spec in layout.inputs:
+            if spec.name not in self._inputs:
+                continue
             shape = self._inputs[spec.name].shape
             batched = len(shape) == len(spec.shape or ()) + 1
             rows.add(shape[1] if batched else 1)
@@ -265,10 +267,11 @@ def memory_source(arrays: Mapping[str, Any], layout: InputLayout) -> ArraySource
 
 def only_input(layout: InputLayout, where: str) -> str:
     """Return the name of the only input; a DataError says what to give where there are more."""
-    if len(layout.inputs) == 1:
-        return layout.inputs[0].name
+    names = layout.required
+    if len(names) == 1:
+        return names[0]
     raise DataError(
-        f"one array can't feed {len(layout.inputs)} inputs ({', '.join(layout.names)})",
+        f"one array can't feed {len(names)} inputs ({', '.join(names)})",
         where=where,
         fix="give a .npz with a key for each input",
     )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.data.caches import add_empty
 from qgraph.data.image_options import ImageOptions
 from qgraph.data.inputs import Dim, Feeds, InputLayout, InputSpec, shape_text
 from qgraph.data.pixels import normalize
@@ -21,9 +22,12 @@ _PREPROCESS = (
 def check_names(
     keys: Sequence[str], layout: InputLayout, where: str, *, extras: bool = True
 ) -> None:
-    """Raise a DataError unless every input has its key; with `extras` off, also for other keys."""
+    """Raise a DataError unless every input has its key, caches aside.
+
+    With `extras` off, also for other keys.
+    """
     names = layout.names
-    missing = [name for name in names if name not in keys]
+    missing = [name for name in layout.required if name not in keys]
     others = [key for key in keys if key not in names]
     if not missing and (extras or not others):
         return
@@ -41,7 +45,7 @@ def conform(item: Mapping[str, Any], layout: InputLayout, where: str) -> list[Fe
     """Turn one item into rows that fit the model.
 
     Args:
-        item: An array-like for each input; other keys are left aside.
+        item: An array-like for each input; caches may be missing, other keys are left aside.
         layout: The model's inputs.
         where: File and sample, for messages.
 
@@ -54,6 +58,8 @@ def conform(item: Mapping[str, Any], layout: InputLayout, where: str) -> list[Fe
     """
     feeds: Feeds = {}
     for spec in layout.inputs:
+        if spec.grows is not None and spec.name not in item:
+            continue
         place = f"{where}, input {spec.name!r}"
         array = _as_array(item[spec.name], place)
         if spec.images is not None and array.dtype == np.uint8:
@@ -61,6 +67,7 @@ def conform(item: Mapping[str, Any], layout: InputLayout, where: str) -> list[Fe
         array = _convert(array, spec.dtype, place)
         feeds[spec.name] = _fit(array, spec, layout, place)
         _check_finite(array, place)
+    feeds = add_empty(feeds, layout)
     _check_axes(feeds, layout, where)
     if not layout.uniform:
         return [feeds]
@@ -129,9 +136,9 @@ def _check_axes(feeds: Feeds, layout: InputLayout, where: str) -> None:
     seen: dict[str, tuple[int, str]] = {}
     for spec in layout.inputs:
         for axis, dim in enumerate(spec.shape or ()):
-            if not isinstance(dim, str):
+            size = feeds[spec.name].shape[axis] if isinstance(dim, str) else 0
+            if not isinstance(dim, str) or (axis == spec.grows and size == 0):
                 continue
-            size = feeds[spec.name].shape[axis]
             other = seen.setdefault(dim, (size, spec.name))
             if other[0] != size:
                 raise DataError(

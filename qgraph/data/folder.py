@@ -100,8 +100,8 @@ class FileSource(Source):
         if self._suffix == ".npz":
             columns = npz_columns(file, self._layout.names)
             check_names(list(columns), self._layout, str(file))
-            return {name: columns[name].whole() for name in self._layout.names}
-        name = self._layout.names[0]
+            return {n: columns[n].whole() for n in self._layout.names if n in columns}
+        name = only_input(self._layout, self.where)
         return {name: map_npy(file, str(file)) if self._suffix == ".npy" else read_tensor(file)[1]}
 
     def _test_sets(self, files: Sequence[Path]) -> list[tuple[Path, dict[str, Path]]]:

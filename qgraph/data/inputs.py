@@ -48,12 +48,14 @@ class InputSpec:
         dtype: numpy type of its elements; `object` for strings.
         shape: Axis lengths, names or None; None where the rank is unknown.
         images: How uint8 images become this input's floats; None where it takes none.
+        grows: Axis that counts the tokens of a KV cache, which data may leave out; None for others.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[Dim, ...] | None
     images: ImageOptions | None = None
+    grows: int | None = None
 
     @property
     def batch_like(self) -> bool:
@@ -90,6 +92,11 @@ class InputLayout:
     def names(self) -> list[str]:
         """Input names, in the model's order."""
         return [spec.name for spec in self.inputs]
+
+    @property
+    def required(self) -> list[str]:
+        """Names of the inputs that data must have: all that are no caches."""
+        return [spec.name for spec in self.inputs if spec.grows is None]
 
 
 def read_layout(inputs: Iterable[TensorLike]) -> InputLayout:

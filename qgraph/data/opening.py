@@ -10,6 +10,7 @@ import numpy as np
 
 from qgraph.data import limits
 from qgraph.data.arrays import memory_source, npy_source, npz_source, only_input
+from qgraph.data.caches import with_caches
 from qgraph.data.dataset import DataSet
 from qgraph.data.folder import ARRAY_SUFFIXES, FileSource, find_files
 from qgraph.data.functions import IterableSource, import_function, is_function_spec
@@ -37,6 +38,7 @@ def open_data(
     inputs: Sequence[TensorLike],
     *,
     images: ImageOptions | None = None,
+    caches: Mapping[str, int] | None = None,
     samples: int | None = None,
     seed: int = 0,
 ) -> DataSet:
@@ -64,6 +66,8 @@ def open_data(
         inputs: The model's inputs: objects with `name`, `dtype` and `shape`.
         images: Preprocessing for a folder of images, and for uint8 arrays given to a model whose only
             input is a float image: of those, what [images] says of scale, mean, std and layout.
+        caches: Inputs that are KV caches, with the axis that counts tokens (`kv_cache.cache_axes`):
+            what the data leaves out of them is fed empty.
         samples: The most samples to use, 0 or None for all; of images a random draw, of other
             sources the first. Where the model fixes a batch size, this counts rows. Functions
             and iterables of unknown length give 512 where no number is said.
@@ -76,7 +80,7 @@ def open_data(
     """
     if samples is not None and samples < 0:
         raise UsageError(f"{samples} samples can't be used", fix="give a number of at least 1")
-    layout = _with_images(read_layout(inputs), images)
+    layout = _with_images(with_caches(read_layout(inputs), caches or {}), images)
     limit = samples or None
     found = _find(source, layout, images, limit, seed)
     if isinstance(found, IterableSource):

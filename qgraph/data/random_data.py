@@ -51,7 +51,8 @@ class RandomSource(Source):
                 raise unknown_name("axis", name, names or {"(no named axes)"})
         self._layout, self._seed = layout, seed
         self._count = (samples or _SAMPLES) * (layout.batch if layout.uniform else 1)
-        self._shapes = [self._shape(spec) for spec in layout.inputs]
+        # Caches are fed empty unless a length was said for them.
+        self._shapes = [(s, self._shape(s)) for s in layout.inputs if not self._left_out(s)]
         self._make(0)
 
     @property
@@ -71,6 +72,9 @@ class RandomSource(Source):
     def describe(self) -> dict[str, Any]:
         """Return the seed and the lengths of dynamic axes."""
         return {"seed": self._seed, "axes": dict(self._sizes)}
+
+    def _left_out(self, spec: InputSpec) -> bool:
+        return spec.grows is not None and (spec.shape or ())[spec.grows] not in self._sizes
 
     def _shape(self, spec: InputSpec) -> tuple[int, ...]:
         if spec.shape is None:
@@ -93,8 +97,7 @@ class RandomSource(Source):
 
     def _make(self, index: int) -> dict[str, NDArray[Any]]:
         rng = np.random.default_rng([self._seed, index])
-        pairs = zip(self._layout.inputs, self._shapes, strict=True)
-        return {spec.name: _values(rng, spec, shape) for spec, shape in pairs}
+        return {spec.name: _values(rng, spec, shape) for spec, shape in self._shapes}
 
 
 def _values(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> NDArray[Any]:
