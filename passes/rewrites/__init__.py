@@ -10,6 +10,7 @@ REWRITES: list[str] = [
     "qgraph.passes.rewrites.qlinear_to_qdq:QLinearToQDQ",
     "qgraph.passes.rewrites.unpack_matmul_nbits:UnpackMatMulNBits",
     "qgraph.passes.rewrites.pack_matmul_nbits:PackMatMulNBits",
+    "qgraph.passes.rewrites.unpack_matmul_bnb4:UnpackMatMulBnb4",
     "qgraph.passes.rewrites.float_bias:FloatBias",
     "qgraph.passes.rewrites.symmetric_weights:SymmetricWeights",
     # Shortens the way from Q to DQ, so that the two behind it see both ends.

@@ -77,7 +77,7 @@ def matmul_nbits(
         return Reject(place)
     if weight.codes.ndim != 2:
         return Reject("MatMulNBits takes one matrix, not a batch of them")
-    found = _float_zero(weight) if isinstance(weight, FloatZero) else _uniform(weight)
+    found = _float_zero(weight) if isinstance(weight, FloatZero) else uniform_blocks(weight)
     fitted = found if isinstance(found, str) else fit(found)
     if isinstance(fitted, str):
         return Reject(fitted)
@@ -154,7 +154,7 @@ def write(place: Site, found: Blocks, accuracy_level: int) -> Value | Reject:
     )
 
 
-def _uniform(weight: QuantizedWeight) -> Blocks | str:
+def uniform_blocks(weight: QuantizedWeight) -> Blocks | str:
     """Return codes with one uniform encoding as blocks."""
     low, high, _ = INTEGERS[weight.encoding.dtype]
     bits = _BITS.get((high - low + 1).bit_length() - 1)
