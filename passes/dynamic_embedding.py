@@ -7,12 +7,11 @@ import onnx_ir as ir
 
 from qgraph.encoding import Spec
 from qgraph.graph import Graph, Node, Value
+from qgraph.passes.weight_forms._site import too_old
+from qgraph.passes.weight_forms.gather import gather_dequantize
 from qgraph.passes.weights import WeightQuantizer
 
 ROW = Spec("int8", symmetric=True, axis=1, narrow=True)
-
-# DequantizeLinear takes a scale a block since this opset.
-BLOCKED_SINCE = 21
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +36,9 @@ def table_refusal(graph: Graph, node: Node, min_elements: int) -> str | None:
         return "it does not gather rows of a table"
     if tensor.size < min_elements:
         return f"its table of {tensor.size} elements is small"
-    if graph.opset < BLOCKED_SINCE:
-        return f"scales a row need opset {BLOCKED_SINCE}, the model has {graph.opset}"
+    old = too_old(graph, "scales a row")
+    if old:
+        return old
     others = [n for n in graph.readers(table) if not graph.is_standard(n, "Gather")]
     if others or table.is_graph_output():
         reader = f"{others[0].op_type} {others[0].name}" if others else "a graph output"
@@ -59,9 +59,9 @@ def store_table(
         solve: Weight quantizer; rows are its output channels.
         tables: What was quantized before, by table; added to.
     """
-    source, rows = node.inputs[0], node.inputs[1]
+    source = node.inputs[0]
     array = graph.array(source)
-    assert source is not None and rows is not None and array is not None
+    assert source is not None and array is not None
     if source not in tables:
         codes, encoding, loss = solve(array.T, ROW, None)
         name = source.name or "table"
@@ -71,19 +71,7 @@ def store_table(
             loss,
         )
     table = tables[source]
-    gathered = []
-    for label, constant in (("codes", table.codes), ("scale", table.scale)):
-        part = graph.insert("Gather", [constant, rows], before=node, name=f"{node.name}_{label}")
-        part.outputs[0].type = constant.type
-        gathered.append(part.outputs[0])
-    dequantize = graph.insert(
-        "DequantizeLinear",
-        gathered,
-        before=node,
-        attributes={"axis": -1, "block_size": array.shape[1]},
-        name=f"{node.name}_dq",
-        like=node.outputs[0],
-    )
-    graph.replace(node.outputs[0], dequantize.outputs[0])
+    out = gather_dequantize(graph, node, [table.codes, table.scale], array.shape[1])
+    graph.replace(node.outputs[0], out)
     graph.remove(node)
     return table.loss

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from qgraph.encoding import INTEGERS, Encoding
 from qgraph.graph import Graph, Node, Value
 
-BLOCKED_SINCE = 21
-
 
 @dataclass(frozen=True, eq=False)
 class Parameters:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from qgraph.graph import Graph, Node, Value
 from qgraph.passes.rewrites._qdq import label
-from qgraph.passes.weight_forms._site import MICROSOFT
+from qgraph.passes.weight_forms._site import MICROSOFT, too_old
 from qgraph.passes.weight_forms.bnb4 import BLOCKS, TABLES, block_codebook, unpack
 from qgraph.passes.weights.results import BlockCodebook
 from qgraph.pattern import Match, Pattern, op, var
@@ -52,8 +52,9 @@ class UnpackMatMulBnb4(Fusion):
         found = read(graph, node)
         if isinstance(found, str):
             return Reject(found)
-        if graph.opset < 21:
-            return Reject(f"4-bit codes need opset 21, the model has {graph.opset}")
+        old = too_old(graph, "4-bit codes")
+        if old:
+            return Reject(old)
         tensor = graph.tensor(m.value("absmax"))
         assert tensor is not None
         # The form puts its weight in the place of a MatMul's.

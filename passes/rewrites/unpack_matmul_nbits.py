@@ -9,10 +9,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.graph import Graph, Node, Value
-from qgraph.passes.rewrites._qdq import BLOCKED_SINCE, label
+from qgraph.passes.rewrites._qdq import label
 from qgraph.passes.weight_forms import _nbits as nbits
-from qgraph.passes.weight_forms._site import MICROSOFT
-from qgraph.passes.weight_forms.dequantize import TWO_BIT_COLUMNS, TWO_BITS_SINCE
+from qgraph.passes.weight_forms._site import MICROSOFT, TWO_BITS_SINCE, too_old
+from qgraph.passes.weight_forms.dequantize import TWO_BIT_COLUMNS
 from qgraph.pattern import Match, Pattern, maybe, op, var
 from qgraph.pipeline import Fusion, Reject
 
@@ -67,8 +67,9 @@ class UnpackMatMulNBits(Fusion):
 
     def rewrite(self, graph: Graph, m: Match) -> Value | Reject | None:
         """Unpack the weight and put the two nodes in place of the one."""
-        if graph.opset < BLOCKED_SINCE:
-            return Reject(f"blocks need opset {BLOCKED_SINCE}, the model has {graph.opset}")
+        old = too_old(graph, "blocks")
+        if old:
+            return Reject(old)
         if "group_index" in m:
             return Reject("its weight has a group index (g_idx), so blocks are no neighbours")
         weight = read(graph, m.node("node"))

@@ -14,6 +14,9 @@ from qgraph.lazy import derived
 
 MICROSOFT = "com.microsoft"
 
+# Blocks and 4-bit codes came with this opset, 2-bit codes with the other.
+BLOCKED_SINCE, TWO_BITS_SINCE = 21, 25
+
 # Constants written so far, by graph, result and role. Layers that share a weight are given the
 # same result; what only one of them reads would otherwise be stored once for each.
 _WRITTEN: WeakKeyDictionary[Graph, WeakKeyDictionary[Any, dict[str, Value]]] = WeakKeyDictionary()
@@ -107,6 +110,13 @@ def site(graph: Graph, node: Node, result: Any, shape: Sequence[int]) -> Site | 
         return f"its weight is {dtype.name.lower()}, not float32 or float16"
     name = weight.name or "weight"
     return Site(graph, node, result, node.inputs[0], name, dtype, tuple(shape))
+
+
+def too_old(graph: Graph, what: str, since: int = BLOCKED_SINCE) -> str | None:
+    """Say that the model's opset lacks something, or None."""
+    if graph.opset >= since:
+        return None
+    return f"{what} need opset {since}, the model has {graph.opset}: raise normalize.opset"
 
 
 def in_type(scale: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any] | str:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.graph import Graph, Node, Value
-from qgraph.passes.weight_forms._site import MICROSOFT, in_type, site
+from qgraph.passes.weight_forms._site import MICROSOFT, in_type, site, too_old
 from qgraph.passes.weights.codebooks import FP4, NF4
 from qgraph.passes.weights.results import BlockCodebook
 from qgraph.pipeline import Reject
@@ -90,8 +90,9 @@ def block_codebook(graph: Graph, node: Node, weight: BlockCodebook) -> Value | R
     place = site(graph, node, weight, weight.codes.shape)
     if isinstance(place, str):
         return Reject(place)
-    if graph.opset < 21:
-        return Reject(f"4-bit codes need opset 21, the model has {graph.opset}")
+    old = too_old(graph, "4-bit codes")
+    if old:
+        return Reject(old)
     (depth, width), block = weight.codes.shape, weight.block
     blocks, size = len(weight.absmax), depth * width
     codes = place.derived(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.graph import Graph, Node, Value
-from qgraph.passes.weight_forms._site import site
+from qgraph.passes.weight_forms._site import site, too_old
 from qgraph.passes.weights.results import ChannelCodebook
 from qgraph.pipeline import Reject
 
@@ -45,8 +45,9 @@ def channel_codebook(graph: Graph, node: Node, weight: ChannelCodebook) -> Value
     place = site(graph, node, weight, weight.codes.shape)
     if isinstance(place, str):
         return Reject(place)
-    if graph.opset < 21:
-        return Reject(f"4-bit codes need opset 21, the model has {graph.opset}")
+    old = too_old(graph, "4-bit codes")
+    if old:
+        return Reject(old)
     dtype = np.dtype(ml_dtypes.uint4 if weight.width <= 4 else np.uint8)
     codes = place.derived(
         "codes", weight.codes, partial(_as_type, dtype=dtype), dtype, weight.codes.shape

@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 from qgraph.encoding import INTEGERS, Encoding
 from qgraph.facts import QuantizedWeight
 from qgraph.graph import Graph, Node, Value
-from qgraph.passes.weight_forms._site import in_type, site
+from qgraph.passes.weight_forms._site import TWO_BITS_SINCE, in_type, site, too_old
 from qgraph.pipeline import Reject
 
-# Blocks and 4-bit codes came with this opset, 2-bit codes with the other.
-BLOCKED_SINCE, TWO_BITS_SINCE = 21, 25
 # onnxruntime 1.32 makes MatMulNBits of a DequantizeLinear and a MatMul. With 2 bits and a number
 # of columns that is no multiple of this, the products it gets are wrong.
 TWO_BIT_COLUMNS = 4
 
-_CONTAINERS = {"int2": "int4", "uint2": "uint4", "int3": "int4", "uint3": "uint4"}
+# Types that hold the codes of narrower ones.
+CONTAINERS = {"int2": "int4", "uint2": "uint4", "int3": "int4", "uint3": "uint4"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +76,9 @@ def dequantize_linear(
     if isinstance(scale, str):
         return Reject(scale)
     blocked = "block_size" in found.attributes
-    if graph.opset < BLOCKED_SINCE and (blocked or container.endswith("4")):
-        what = "blocks" if blocked else "4-bit codes"
-        return Reject(f"{what} need opset {BLOCKED_SINCE}, the model has {graph.opset}")
+    old = too_old(graph, "blocks" if blocked else "4-bit codes")
+    if old and (blocked or container.endswith("4")):
+        return Reject(old)
     dtype = INTEGERS[container][2]
     inputs = [
         place.derived(
@@ -99,10 +98,11 @@ def code_type(graph: Graph, weight: QuantizedWeight, two_bits: bool) -> str | Re
     if not dtype.endswith(("2", "3", "4", "8")) or dtype == "int32":
         return Reject(f"its codes are {dtype}, of more than 8 bits")
     if not (two_bits and dtype.endswith("2")):
-        return _CONTAINERS.get(dtype, dtype)
+        return CONTAINERS.get(dtype, dtype)
     columns = weight.codes.shape[-1]
-    if graph.opset < TWO_BITS_SINCE:
-        return Reject(f"{dtype} needs opset {TWO_BITS_SINCE}, the model has {graph.opset}")
+    old = too_old(graph, "2-bit types", TWO_BITS_SINCE)
+    if old:
+        return Reject(old)
     if columns % TWO_BIT_COLUMNS:
         return Reject(
             f"onnxruntime computes 2-bit weights of {columns} columns wrongly: "

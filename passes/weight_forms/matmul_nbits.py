@@ -77,7 +77,10 @@ def matmul_nbits(
         return Reject(place)
     if weight.codes.ndim != 2:
         return Reject("MatMulNBits takes one matrix, not a batch of them")
-    found = _float_zero(weight) if isinstance(weight, FloatZero) else uniform_blocks(weight)
+    if isinstance(weight, FloatZero):
+        found = float_zero_blocks(weight, _BITS.get(weight.width))
+    else:
+        found = uniform_blocks(weight)
     fitted = found if isinstance(found, str) else fit(found)
     if isinstance(fitted, str):
         return Reject(fitted)
@@ -180,25 +183,19 @@ def uniform_blocks(weight: QuantizedWeight) -> Blocks | str:
     )
 
 
-def _float_zero(weight: FloatZero) -> Blocks | str:
-    """Return codes with float zero points as blocks."""
-    bits = _BITS.get(weight.width)
+def float_zero_blocks(weight: FloatZero, bits: int | None) -> Blocks | str:
+    """Return codes with float zero points as blocks, or why that can't be."""
     if bits is None:
         return f"its codes have {weight.width} bits"
-    depth, width = weight.codes.shape
-    block = (weight.block[0] if weight.block else 0) or depth
-    wanted = (-(-depth // block), width)
-    if any(
-        have not in (1, want) for have, want in zip(weight.scale.shape, wanted, strict=False)
-    ) or (len(weight.block) == 2 and weight.block[1] > 1):
-        return f"its blocks {list(weight.block)} do not lie along the rows"
+    (depth, width), block = weight.codes.shape, weight.block or (0, 0)
+    rows = block[0] or max(depth, 1)
+    wanted = (-(-depth // rows), width)
+    shape = weight.scale.shape or (1, 1)
+    if block[1] > 1 or any(n not in (1, want) for n, want in zip(shape, wanted, strict=True)):
+        return f"its blocks {list(block)} do not lie along the rows"
+    scale, zero = weight.scale.reshape(shape), weight.zero_point.reshape(shape)
     return Blocks(
-        weight.codes,
-        0,
-        bits,
-        block,
-        np.broadcast_to(weight.scale, wanted),
-        np.broadcast_to(weight.zero_point, wanted),
+        weight.codes, 0, bits, rows, np.broadcast_to(scale, wanted), np.broadcast_to(zero, wanted)
     )
 
 

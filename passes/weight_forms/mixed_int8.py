@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from qgraph.encoding import SMALLEST_SCALE, Encoding
 from qgraph.facts import QuantizedWeight
 from qgraph.graph import Graph, Node, Value
-from qgraph.passes.weight_forms._site import Site, in_type, site
+from qgraph.passes.weight_forms._site import Site, in_type, site, too_old
 from qgraph.passes.weight_forms.matmul_nbits import fit, uniform_blocks
 from qgraph.passes.weight_forms.matmul_nbits import write as write_nbits
 from qgraph.passes.weights.results import MixedInt8
@@ -59,8 +59,9 @@ def mixed_int8(
     scale = in_type(weight.scale, place.float_type)
     if isinstance(scale, str):
         return Reject(scale)
-    if kernel == "dynamic" and graph.opset < 18:
-        return Reject(f"axes of ReduceMax as an input need opset 18, the model has {graph.opset}")
+    old = too_old(graph, "axes of ReduceMax as an input", 18)
+    if old and kernel == "dynamic":
+        return Reject(old)
     if graph.rank(place.x) == 1:
         return Reject("x has one axis")
     parts = []

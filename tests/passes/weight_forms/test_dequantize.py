@@ -120,7 +120,7 @@ def scaled(weight, factor):
     [
         (quantized(), {"opset": 20}, "blocks need opset 21, the model has 20"),
         (quantized("int4", block=0, axis=1), {"opset": 20}, "4-bit codes need opset 21"),
-        (quantized("int2"), {"two_bits": True}, "int2 needs opset 25, the model has 21"),
+        (quantized("int2"), {"two_bits": True}, "2-bit types need opset 25, the model has 21"),
         (quantized("int2"), {"opset": 25, "two_bits": True}, "9 is no multiple of 4"),
         (quantized("int16"), {}, "its codes are int16"),
         (quantized(shape=(64, 9)), {"shape": (72, 9)}, "its weight is [72, 9], the result [64, 9]"),
