@@ -1,4 +1,4 @@
-"""Codes with zero points that are no whole numbers (HQQ), in ONNX's own operators."""
+"""Uniform codes, with whole or float zero points, in ONNX's elementwise operators."""
 
 from functools import partial
 from typing import Any
@@ -7,14 +7,17 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.encoding import INTEGERS
+from qgraph.facts import QuantizedWeight
 from qgraph.graph import Graph, Node, Value
 from qgraph.passes.weight_forms._site import site, too_old
-from qgraph.passes.weight_forms.matmul_nbits import float_zero_blocks
+from qgraph.passes.weight_forms.dequantize import CONTAINERS
+from qgraph.passes.weight_forms.matmul_nbits import float_zero_blocks, uniform_blocks
 from qgraph.passes.weights.results import FloatZero
 from qgraph.pipeline import Reject
 
 
-def float_zero(graph: Graph, node: Node, weight: FloatZero) -> Value | Reject:
+def cast_scale(graph: Graph, node: Node, weight: QuantizedWeight | FloatZero) -> Value | Reject:
     """Write a weight as codes, zero points subtracted and scales multiplied in float.
 
     Before:
@@ -24,16 +27,18 @@ def float_zero(graph: Graph, node: Node, weight: FloatZero) -> Value | Reject:
         blocks = Mul(Sub(Cast <to = float> (codes), zero_points), scales)       # [blocks, block, N]
         y = MatMul(x, Reshape(blocks, [K, N]))
 
-        Where the last block is not full, a Slice takes the K rows. `matmul_nbits` is the form
-        that onnxruntime runs fast; this one is for other engines, and for 8 bits.
+        Zero points are left out where all are 0. Where the last block is not full, a Slice takes
+        the K rows. Engines compute the weight when they load the model: the file is small, memory
+        and speed are those of floats. That beats onnxruntime's DequantizeLinear of 8 bits, which
+        it computes at every run, and its MatMulNBits with float zero points.
 
     Numerics:
-        The weight is `dequantize()` bit for bit, in float32.
+        The weight is the simulation bit for bit, in float32.
 
     Args:
         graph: Graph to add to; `node` stays.
         node: The MatMul.
-        weight: Codes of up to 8 bits.
+        weight: Codes of up to 8 bits; 2 and 3 are held in 4.
 
     Returns:
         The value that replaces the MatMul's, or why there is none.
@@ -44,13 +49,19 @@ def float_zero(graph: Graph, node: Node, weight: FloatZero) -> Value | Reject:
     old = too_old(graph, "4-bit codes")
     if old:
         return Reject(old)
-    found = float_zero_blocks(weight, 8)
+    if weight.codes.ndim != 2:
+        return Reject("it is a batch of matrices")
+    if isinstance(weight, FloatZero):
+        found = float_zero_blocks(weight, weight.width if weight.width <= 8 else None)
+        dtype = np.dtype(ml_dtypes.uint4 if weight.width <= 4 else np.uint8)
+    else:
+        found = uniform_blocks(weight)
+        dtype = INTEGERS[CONTAINERS.get(weight.encoding.dtype, weight.encoding.dtype)][2]
     if isinstance(found, str):
         return Reject(found)
     assert found.zero_point is not None
     (depth, width), block = weight.codes.shape, found.block
     blocks = len(found.scale)
-    dtype = np.dtype(ml_dtypes.uint4 if weight.width <= 4 else np.uint8)
     codes = place.derived(
         "codes",
         weight.codes,
@@ -58,10 +69,11 @@ def float_zero(graph: Graph, node: Node, weight: FloatZero) -> Value | Reject:
         dtype,
         (blocks, block, width),
     )
-    zero = place.constant("zero_points", np.ascontiguousarray(found.zero_point[:, None, :]))
     scale = place.constant("scales", np.ascontiguousarray(found.scale[:, None, :]))
     rows = place.insert("Cast", codes, role="floats", attributes={"to": 1})
-    rows = place.insert("Sub", rows, zero, role="shifted")
+    if found.zero_point.any():
+        points = found.zero_point.astype(np.float32)[:, None, :]
+        rows = place.insert("Sub", rows, place.constant("zero_points", points), role="shifted")
     rows = place.insert("Mul", rows, scale, role="scaled")
     shape = place.constant("shape", np.array([-1, width], np.int64))
     rows = place.insert("Reshape", rows, shape, role="rows")
