@@ -6,15 +6,7 @@
 import runpy
 import sys
 
-ALL = (
-    "graph_passes",
-    "large_model",
-    "cpu_int8",
-    "horizontal_matmul",
-    "weight_forms",
-    "accuracy",
-    "calibration",
-)
+ALL = ("graph_passes", "large_model", "cpu_int8", "horizontal_matmul", "accuracy", "calibration")
 NAMED = ("peers",)
 
 

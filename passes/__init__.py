@@ -17,6 +17,7 @@ PASSES = [
     "qgraph.passes.correct_bias:CorrectBias",
     "qgraph.passes.insert_qdq:InsertQDQ",
     "qgraph.passes.dynamic_int8:DynamicInt8",
+    "qgraph.passes.weight_only.quantize:WeightOnly",
     "qgraph.passes.half:Half",
     "qgraph.passes.linear_to_matmul:LinearToMatMul",
     "qgraph.passes.fold_images:FoldImages",

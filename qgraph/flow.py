@@ -6,6 +6,7 @@ from typing import Any
 from qgraph.errors import UsageError, unknown_name
 from qgraph.pipeline import Pass
 from qgraph.registry import by_name
+from qgraph.target import WEIGHT_ONLY
 
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -27,6 +28,7 @@ _CALIBRATED = (
     "correct_bias",
     *INSERTING,
 )
+_WEIGHT_ONLY = ("linear_to_matmul", "weight_only", "drop_dead")
 QUANTIZING: dict[str, tuple[str, ...]] = {
     "fp32": (),
     "fp16": ("half",),
@@ -34,11 +36,13 @@ QUANTIZING: dict[str, tuple[str, ...]] = {
     "int8": _CALIBRATED,
     "w8a16": _CALIBRATED,
     "int8-dynamic": ("dynamic_int8", "drop_dead"),
+    **dict.fromkeys(WEIGHT_ONLY, _WEIGHT_ONLY),
 }
 IMPLIED: dict[str, dict[str, Any]] = {
     "fp16": {"half": {"dtype": "float16"}},
     "bf16": {"half": {"dtype": "bfloat16"}},
     "w8a16": {"plan": {"precision": "w8a16"}},
+    **{name: {"weight_only": {"bits": bits}} for name, bits in WEIGHT_ONLY.items()},
 }
 
 

@@ -31,6 +31,8 @@ class StageRecord(_Part):
     warnings: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
     """Where results came from."""
+    layers: list[dict[str, Any]] = Field(default_factory=list)
+    """What was measured of each layer."""
 
 
 class Engine(_Part):

@@ -36,6 +36,7 @@ class PassReport:
         refused: What it left alone, with reasons.
         warnings: Lines the user should see even without `-v`.
         notes: Lines that the manifest keeps: where results came from.
+        layers: What was measured of each layer, for the manifest; JSON-able.
     """
 
     changed: int = 0
@@ -43,6 +44,7 @@ class PassReport:
     refused: list[Refusal] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
 
     def did(self, detail: str) -> None:
         """Count one rewrite."""

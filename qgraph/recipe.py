@@ -14,7 +14,18 @@ from qgraph.data.image_options import ImageOptions
 from qgraph.errors import UsageError
 from qgraph.recipe_files import find_recipe, named_recipes, toml_value, validated
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "w8a16"]
+Precision = Literal[
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "int8-dynamic",
+    "w8a16",
+    "int8-weights",
+    "int4",
+    "int3",
+    "int2",
+]
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]

@@ -27,6 +27,7 @@ def stage_record(stage: Stage) -> StageRecord:
         refused=dict(Counter(refusal.reason for refusal in stage.report.refused)),
         warnings=stage.report.warnings,
         notes=stage.report.notes,
+        layers=stage.report.layers,
     )
 
 

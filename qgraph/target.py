@@ -1,6 +1,6 @@
 """Targets: what hardware and engine accept, as data. The planner executes these rules."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -10,7 +10,12 @@ from qgraph.registry import by_name, pick
 
 Role = Literal["activation", "weight", "bias", "other"]
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-dynamic", "w8a16")
+PRECISIONS = (
+    *("fp32", "fp16", "bf16", "int8", "int8-dynamic", "w8a16"),
+    *("int8-weights", "int4", "int3", "int2"),
+)
+# Weights in few bits, activations in float.
+WEIGHT_ONLY = {"int8-weights": 8, "int4": 4, "int3": 3, "int2": 2}
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,56 @@ class OpRule:
 
 
 @dataclass(frozen=True)
+class WeightOnlyRules:
+    """Which weights in few bits a target multiplies float activations by.
+
+    Attributes:
+        forms: By the class of a quantized weight, the forms that execute it, best first; see
+            `qgraph.passes.weight_forms`.
+        bits: Widths of uniform codes.
+        blocks: Group lengths; empty for any. 0 stands for whole columns.
+        symmetric: Whether zero points must be in the middle.
+        negative_scales: Whether scales may be below 0, which gives symmetric codes a choice.
+        source: Where the rules come from.
+    """
+
+    forms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    bits: tuple[int, ...] = (2, 3, 4, 8)
+    blocks: tuple[int, ...] = ()
+    symmetric: bool = False
+    negative_scales: bool = True
+    source: str = ""
+
+    def check(self, method: str, uniform: bool, bits: int, group: int, symmetric: bool) -> None:
+        """Refuse what the target can't execute.
+
+        Raises:
+            UsageError: With what it can.
+        """
+        if not self.forms:
+            raise UsageError("the target has no weight-only kernels", fix="choose another target")
+        if not uniform:
+            if not set(self.forms) - {"QuantizedWeight"}:
+                raise UsageError(f"the target does not execute {method}", fix="use gptq or rtn")
+            return
+        if bits not in self.bits:
+            raise UsageError(
+                f"the target has no {bits}-bit weights", fix=f"use {_listed(self.bits)} bits"
+            )
+        if self.blocks and group not in self.blocks:
+            raise UsageError(
+                f"the target has no groups of {group} weights",
+                fix=f"use {_listed(self.blocks)}" + (" (0: whole columns)" * (0 in self.blocks)),
+            )
+        if self.symmetric and not symmetric:
+            raise UsageError("the target takes symmetric weights only", fix="pass --symmetric")
+
+
+# Where no target is named: the form that every engine reads.
+ANYTHING = WeightOnlyRules({"QuantizedWeight": ("dequantize_linear",)})
+
+
+@dataclass(frozen=True)
 class Target:
     """What a piece of hardware with its engines accepts.
 
@@ -72,6 +127,7 @@ class Target:
         fixed_shapes: Whether it takes no dynamic axes.
         batch: The only length that the batch axis may have; None for any.
         memory: Bytes of model beyond which it slows down or fails; None for no limit.
+        weight_only: Which weights in few bits it multiplies float activations by.
         settings: By precision, `pass.option=value` lines that suit it better than what the recipes
             that ship with qgraph say; the user's own recipes and settings win.
         no_engine: Where there are no engines: why qgraph can't run it.
@@ -98,6 +154,7 @@ class Target:
     fixed_shapes: bool = False
     batch: int | None = None
     memory: int | None = None
+    weight_only: WeightOnlyRules = WeightOnlyRules()
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     no_engine: str = ""
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -122,6 +179,10 @@ class Target:
     def activation_spec(self, precision: str) -> Spec:
         """Return the wish for activations at one of the precisions."""
         return self.activations.get(precision, self.activation)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def targets() -> dict[str, Target]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 # Passes with a memory budget of their own for observed values.
-OBSERVING = ("calibrate", "adaround")
+OBSERVING = ("calibrate", "adaround", "weight_only")
 
 
 @dataclass

@@ -8,7 +8,7 @@ weights in symmetric int8 per output channel and biases in int32.
 from dataclasses import replace
 
 from qgraph.encoding import Spec
-from qgraph.target import OpRule, Target
+from qgraph.target import OpRule, Target, WeightOnlyRules
 from qgraph.targets.numeric import NUMERIC
 
 _QDQ = "onnxruntime/core/optimizer/qdq_transformer/selectors_actions (QDQ node groups)"
@@ -17,7 +17,10 @@ CPU = Target(
     name="cpu",
     summary="x86-64 CPU: onnxruntime, with OpenVINO where it runs and is faster",
     engines=("onnxruntime-cpu", "openvino"),
-    precisions=("fp32", "fp16", "bf16", "int8", "int8-dynamic"),
+    precisions=(
+        *("fp32", "fp16", "bf16", "int8", "int8-dynamic"),
+        *("int8-weights", "int4", "int3", "int2"),
+    ),
     default_precision="int8",
     activation=Spec("uint8", symmetric=False),
     weight=Spec("int8", symmetric=True, axis=0, narrow=True),
@@ -51,6 +54,17 @@ CPU = Target(
     # node tests (onnx.backend.test) only those with these operators fail in float16: they have a
     # kernel, which then refuses reductions. In bfloat16 it has almost no kernels and adds no
     # Casts.
+    weight_only=WeightOnlyRules(
+        {
+            "QuantizedWeight": ("matmul_nbits", "dequantize_linear"),
+            "FloatZero": ("matmul_nbits", "float_zero"),
+            "BlockCodebook": ("matmul_bnb4", "block_codebook"),
+            "ChannelCodebook": ("channel_codebook",),
+            "MixedInt8": ("mixed_int8",),
+        },
+        blocks=(0, 16, 32, 64, 128, 256),
+        source="onnxruntime 1.32: MatMulNBits",
+    ),
     half_ops={"fp16": frozenset({"ScatterElements", "ScatterND"}), "bf16": None},
 )
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from qgraph.encoding import Spec
+from qgraph.target import WeightOnlyRules
 from qgraph.targets.cpu import CPU
 from qgraph.targets.mobile_arm import DEVICE_RULES
 from qgraph.targets.numeric import NUMERIC
@@ -16,6 +17,7 @@ EDGE_TPU = replace(
     left_float=NUMERIC,
     half_ops={},
     precisions=("int8",),
+    weight_only=WeightOnlyRules(),
     activation=Spec("int8", symmetric=True),
     fixed_shapes=True,
     batch=1,

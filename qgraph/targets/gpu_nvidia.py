@@ -6,9 +6,9 @@ from qgraph.targets.tensorrt import TENSORRT
 
 # Formats of matrix products by compute capability: NVIDIA TensorRT documentation, "Support matrix",
 # hardware and precision. 7.5 is Turing, 8.x Ampere, 8.9 Ada, 9.0 Hopper, 10.x and 12.x Blackwell.
-# int4 is a format of weights, multiplied in fp16 or bf16.
+# int4 is a format of weights alone, multiplied in fp16 or bf16.
 _TURING = ("fp32", "fp16", "int8")
-_AMPERE = (*_TURING, "bf16", "int4-weights")
+_AMPERE = (*_TURING, "bf16", "int4")
 _ADA = (*_AMPERE, "fp8")
 _BLACKWELL = (*_ADA, "fp4")
 

@@ -31,7 +31,7 @@ MOBILE_ARM = replace(
     rules=DEVICE_RULES,
     left_float=NUMERIC,
     half_ops={},
-    precisions=("fp32", "int8"),
+    precisions=("fp32", "int8", "int4"),
     activation=Spec("int8", symmetric=False),
     # Android gives an app between 192 and 512 MB (ActivityManager.getMemoryClass), which the model
     # shares with everything else.

@@ -7,6 +7,7 @@ hurt: uint16 with a zero point, weights in int8 per channel, biases in int32.
 from dataclasses import replace
 
 from qgraph.encoding import Spec
+from qgraph.target import WeightOnlyRules
 from qgraph.targets.cpu import CPU
 from qgraph.targets.mobile_arm import DEVICE_RULES
 from qgraph.targets.numeric import NUMERIC
@@ -20,6 +21,7 @@ NPU = replace(
     left_float=NUMERIC,
     half_ops={},
     precisions=("fp32", "int8", "w8a16"),
+    weight_only=WeightOnlyRules(),
     activations={"w8a16": Spec("uint16", symmetric=False)},
     # 16 bits resolve all that was seen; clipping ranges, which 8 bits want, costs 17 dB on the
     # networks of models/digits (docs/targets.md).

@@ -7,7 +7,7 @@ and Concat into the unit in front of them, if they share one scale.
 """
 
 from qgraph.encoding import Spec
-from qgraph.target import OpRule, Target
+from qgraph.target import OpRule, Target, WeightOnlyRules
 from qgraph.targets.numeric import NUMERIC
 
 _QDQ = "NVIDIA TensorRT documentation, 'Working with quantized types', Q/DQ placement"
@@ -17,7 +17,7 @@ TENSORRT = Target(
     name="tensorrt",
     summary="NVIDIA GPU: TensorRT or TensorRT-RTX, which build engines without a GPU",
     engines=("tensorrt",),
-    precisions=("fp32", "fp16", "int8"),
+    precisions=("fp32", "fp16", "int8", "int4"),
     default_precision="int8",
     activation=Spec("int8", symmetric=True),
     weight=Spec("int8", symmetric=True, axis=0, narrow=True),
@@ -77,6 +77,14 @@ TENSORRT = Target(
     # Half of the codes are below 0, which a Relu leaves empty: channels want to be more equal than
     # uint8 wants them (docs/targets.md).
     settings={"int8": ("equalize_depthwise.power=0.65",)},
+    weight_only=WeightOnlyRules(
+        {"QuantizedWeight": ("dequantize_linear",)},
+        bits=(4,),
+        blocks=(64, 128),
+        symmetric=True,
+        negative_scales=False,
+        source=_QDQ,
+    ),
     ranges={"Softmax": (0.0, 1.0)},
     left_float={
         **NUMERIC,

@@ -1,0 +1,1 @@
+"""Weight-only quantization of linear layers, one after the other, each on what those before give."""

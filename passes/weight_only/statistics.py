@@ -1,0 +1,72 @@
+"""What weight quantizers want to know of a layer's input, summed up over samples."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Rows that are multiplied together: short products waste time.
+_ROWS = 2048
+
+
+class InputStatistics:
+    """Gram matrix, mean and largest magnitude of the rows x of an input, [..., K].
+
+    The inputs of E experts, [E, ..., K], have a Gram matrix each.
+    """
+
+    def __init__(self, size: int, experts: int = 1) -> None:
+        """Start with no rows.
+
+        Args:
+            size: K.
+            experts: E.
+        """
+        self._size, self._experts = size, experts
+        self._products = np.zeros((experts, size, size), np.float32)
+        self._sum = np.zeros(size)
+        self._peak = np.zeros(size, np.float32)
+        self._waiting: list[NDArray[np.float32]] = []
+        self.rows = 0
+
+    def add(self, x: NDArray[np.floating]) -> None:
+        """Take in the rows of one sample."""
+        if not x.size:
+            return
+        rows = x.astype(np.float32, copy=False).reshape(self._experts, -1, self._size)
+        self._waiting.append(rows)
+        if sum(each.shape[1] for each in self._waiting) >= _ROWS:
+            self._multiply()
+
+    def finite(self) -> bool:
+        """Whether all rows were: a sum of squares is not where a row is not."""
+        self._multiply()
+        return bool(np.isfinite(np.einsum("ekk->k", self._products)).all())
+
+    def gram(self) -> NDArray[np.float32]:
+        """Return X^T X / rows, float32 [E, K, K]."""
+        self._multiply()
+        return self._products / np.float32(max(self.rows, 1))
+
+    def magnitude(self) -> NDArray[np.float64]:
+        """Return mean |x|, [K], over all experts."""
+        self._multiply()
+        mean: NDArray[np.float64] = self._sum / max(self.rows * self._experts, 1)
+        return mean
+
+    def peak(self) -> NDArray[np.float32]:
+        """Return max |x|, [K]."""
+        self._multiply()
+        return self._peak
+
+    def _multiply(self) -> None:
+        if not self._waiting:
+            return
+        rows = np.concatenate(self._waiting, axis=1)
+        self._waiting.clear()
+        with np.errstate(over="ignore", invalid="ignore"):
+            for products, part in zip(self._products, rows, strict=True):
+                # numpy sees that this is symmetric and computes one half.
+                products += part.T @ part
+        size = np.abs(rows)
+        self._sum += size.sum(axis=(0, 1), dtype=np.float64)
+        np.maximum(self._peak, size.max(axis=(0, 1)), out=self._peak)
+        self.rows += rows.shape[1]
