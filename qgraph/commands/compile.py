@@ -14,20 +14,24 @@ from qgraph.commands.debugging import (
     stopped_at,
 )
 from qgraph.commands.options import (
+    Bits,
     Data,
     EncodingsFile,
     Exclude,
+    Group,
     Json,
     Memory,
     Quiet,
     RecipeName,
     Samples,
     Settings,
+    Symmetric,
     Verbose,
     complete_pass,
     complete_precision,
     complete_target,
     with_memory,
+    with_weights,
 )
 from qgraph.commands.output import Output
 from qgraph.errors import AccuracyError, UsageError
@@ -42,6 +46,8 @@ qgraph compile model.onnx --data samples.npz
 qgraph compile model.onnx --data images/ --recipe imagenet-half -o out/
 
 qgraph compile model.onnx --precision fp16
+
+qgraph compile decoder.onnx --precision int4 --data windows.npz --group 32
 
 qgraph compile model.onnx --data images/ --recipe imagenet-half --io uint8
 
@@ -70,11 +76,14 @@ def command(
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="fp32|fp16|bf16|int8|int8-dynamic|w8a16",
+            metavar="fp32|fp16|bf16|int8|int8-dynamic|w8a16|int4|int8-weights|...",
             help="Default: the recipe's, int8.",
             autocompletion=complete_precision,
         ),
     ] = None,
+    bits: Bits = None,
+    group: Group = None,
+    symmetric: Symmetric = None,
     data: Data = None,
     samples: Samples = None,
     recipe: RecipeName = None,
@@ -155,6 +164,7 @@ def command(
     from qgraph.debug import Stopped
 
     out = Output.begin(ctx, verbose, quiet, as_json)
+    lines, precision = with_weights(settings or [], precision, bits, group, symmetric)
     stages: list[Stage] = []
     hooks = debug_hooks(
         DebugOptions(dump_ir, print_after or [], stop_after, verify), stages, model, data, recipe
@@ -172,7 +182,7 @@ def command(
                 data=data,
                 samples=samples,
                 exclude=exclude or [],
-                settings=with_memory(settings, memory),
+                settings=with_memory(lines, memory),
                 encodings=encodings,
                 io=io,
                 io_outputs=io_outputs,

@@ -125,6 +125,65 @@ def with_memory(settings: list[str] | None, memory: int | None) -> list[str]:
     return [*budget, *(settings or [])]
 
 
+Bits = Annotated[
+    int | None,
+    typer.Option(
+        "--bits",
+        metavar="2|3|4|8",
+        show_default=False,
+        help="Weights in so many bits, activations in float: short for --precision int4 and its kin.",
+    ),
+]
+Group = Annotated[
+    int | None,
+    typer.Option(
+        "--group",
+        metavar="N",
+        min=0,
+        show_default=False,
+        help="Weights of a column that share a scale, for weights in few bits; 0: whole columns. "
+        "Default 128.",
+    ),
+]
+Symmetric = Annotated[
+    bool | None,
+    typer.Option(
+        "--symmetric/--asymmetric",
+        show_default=False,
+        help="Zero points of weights in few bits in the middle, or where they are best; default: "
+        "as the target likes.",
+    ),
+]
+
+
+def with_weights(
+    settings: list[str],
+    precision: str | None,
+    bits: int | None,
+    group: int | None,
+    symmetric: bool | None,
+) -> tuple[list[str], str | None]:
+    """Return settings and precision with the options of weights in few bits put into them.
+
+    Raises:
+        UsageError: There is no such width, or the precision is another one.
+    """
+    given = {"group": group, "symmetric": symmetric}
+    own = [f"weight_only.{k}={str(v).lower()}" for k, v in given.items() if v is not None]
+    if bits is None:
+        return [*own, *settings], precision
+    from qgraph.errors import UsageError
+    from qgraph.target import WEIGHT_ONLY
+
+    named = next((name for name, width in WEIGHT_ONLY.items() if width == bits), None)
+    if named is None:
+        widths = ", ".join(str(width) for width in sorted(WEIGHT_ONLY.values()))
+        raise UsageError(f"there are no weights of {bits} bits", fix=f"use one of {widths}")
+    if precision not in (None, named):
+        raise UsageError(f"--bits {bits} is {named}, not {precision}", fix="give one of the two")
+    return [*own, *settings], named
+
+
 RecipeName = Annotated[
     str | None,
     typer.Option(
