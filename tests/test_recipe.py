@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from qgraph.errors import UsageError
 from qgraph.recipe import Recipe, list_recipes, load_recipe, with_settings
+from qgraph.target import WEIGHT_ONLY
 
 
 def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
@@ -31,16 +32,25 @@ def refused(path: Path | str, *words: str) -> None:
 def test_every_shipped_recipe_loads_and_says_what_it_is() -> None:
     recipes = list_recipes()
     assert [r.name for r in recipes] == [
+        "awq",
+        "awq+gptq",
         "best",
         "default",
         "fast",
+        "gptq",
+        "hqq",
         "imagenet-half",
         "imagenet-mean",
+        "llm-int8",
+        "nf4",
+        "rtn",
+        "squeeze",
     ]
     files = {f.name for f in resources.files("qgraph.recipes").iterdir()}
     assert {f"{r.name}.toml" for r in recipes} <= files
     for recipe in recipes:
-        assert recipe.precision == "int8" and recipe.description
+        weights = "weight_only" in recipe.passes and recipe.name != "best"
+        assert recipe.precision in (WEIGHT_ONLY if weights else ("int8",)) and recipe.description
         assert recipe == load_recipe(recipe.name)
         assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
     assert load_recipe("default").passes["calibrate"] == {"observer": "auto"}
@@ -75,7 +85,7 @@ def test_later_parents_win_and_an_empty_file_is_the_plain_recipe(tmp_path: Path)
 
 def test_names_are_suggested() -> None:
     refused("defualt", "unknown recipe 'defualt'; did you mean 'default'?")
-    refused("zzz", "choose one of: best, default, fast")
+    refused("zzz", "choose one of: awq, awq+gptq, best, default, fast")
 
 
 def test_files_that_can_not_be_read(tmp_path: Path) -> None:
