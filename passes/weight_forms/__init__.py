@@ -23,9 +23,17 @@ FORMS = [
 
 
 def put(graph: Graph, node: Node, value: Value) -> None:
-    """Replace a node by the value that a form returned, which takes over the node's name."""
+    """Replace a node by the value that a form returned, which takes over the node's name.
+
+    A Transpose that made the float weight of a table goes too, unless something else reads it.
+    """
+    sources = [source for source in node.inputs if source is not None]
     graph.replace(node.outputs[0], standing_in(value, node))
     graph.remove(node)
     made = value.producer()
     if made is not None and node.name:
         made.name = node.name
+    for source in sources:
+        producer = source.producer()
+        if producer is not None and graph.is_standard(producer, "Transpose"):
+            graph.remove_unread([producer])

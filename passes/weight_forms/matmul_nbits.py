@@ -213,5 +213,6 @@ def _cheapest(depth: int, bits: int, limit: int) -> int:
 def _packed(
     codes: NDArray[Any], shift: int, bits: int, block: int, fill: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    unsigned = (codes.astype(np.int16) + shift).astype(np.uint8)
+    # In bytes, which wrap around: signed codes become those from 0 without a wider copy.
+    unsigned = codes.astype(np.int8 if shift else np.uint8).view(np.uint8) + np.uint8(shift)
     return nbits.pack_codes(unsigned, bits, block, fill)

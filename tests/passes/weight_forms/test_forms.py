@@ -83,6 +83,26 @@ def test_layers_that_share_a_weight_share_its_constants(name):
 
 
 @each_form
+def test_a_head_that_is_a_table_too(name):
+    result = results(CODES)[name]
+    table = RNG.standard_normal((48, 64)).astype(np.float32)
+    proto = model(
+        "g (int64[3] ids) => (float[3, 48] y) { x = Gather (t, ids)"
+        " w = Transpose <perm = [1, 0]> (t) [head] y = MatMul (x, w) }",
+        {"t": table},
+    )
+    graph = onnx_io.load(proto)
+    [node] = graph.nodes("MatMul")
+    put(graph, node, BY_NAME[name](graph, node, result))
+    out = onnx_io.to_proto(graph)
+    assert all("t" not in n.input for n in out.graph.node if n.op_type == "Transpose")
+    ids = np.array([4, 0, 47])
+    want = table[ids].astype(np.float64) @ simulated(result)
+    have = run_reference(out, {"ids": ids})["y"]
+    np.testing.assert_allclose(have, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+@each_form
 def test_codes_on_disk_are_packed_when_they_are_written(name, tmp_path: Path):
     mapped = np.memmap(tmp_path / "codes", np.uint8, "w+", shape=SHAPE)
     mapped[:] = CODES
