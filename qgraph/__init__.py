@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from qgraph.compiler import compile as compile
     from qgraph.context import Context as Context
     from qgraph.errors import QGraphError as QGraphError
+    from qgraph.generation import generate as generate
     from qgraph.graph import Graph as Graph
     from qgraph.onnx_io import load as load
     from qgraph.onnx_io import save as save
@@ -38,6 +39,7 @@ _HOMES = {
     "Session": "qgraph.runtime.backend",
     "calibrate": "qgraph.calibration",
     "compile": "qgraph.compiler",
+    "generate": "qgraph.generation",
     "load": "qgraph.onnx_io",
     "save": "qgraph.onnx_io",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "compile",
+    "generate",
     "load",
     "open",
     "save",

@@ -32,6 +32,7 @@ from qgraph.preparation import (
 from qgraph.recipe import Recipe
 from qgraph.runtime.backend import TensorInfo
 from qgraph.target_fit import check_shapes, too_large
+from qgraph.tokenizer import copy_tokenizer
 from qgraph.verify import Outputs, reference_outputs, verify
 
 Kind = Literal["held out", "calibration", "random"]
@@ -112,6 +113,7 @@ def compile(
             job.listener.stage("writing")
             written = onnx_io.save(graph, scratch / MODEL)
             record.write_facts(graph, scratch)
+            copy_tokenizer(original, inputs, scratch)
             nodes = node_precisions(graph, job.precision)
             interface = graph.facts.io or Interface()
             kind, feeds = _feeds(inputs, held_out, calibration)

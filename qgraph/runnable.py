@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qgraph.graph import Graph
     from qgraph.runtime.backend import Session
 
 DEFAULT_ENGINE = "onnxruntime-cpu"
@@ -44,6 +45,16 @@ class Runnable:
         if reason := engine.unavailable():
             raise EngineError(reason, where=self.engine)
         return engine.open(self.model, EngineOptions(**self.options))
+
+    def structure(self) -> "Graph":
+        """Read the model to ask about its structure.
+
+        Raises:
+            ModelError: The file can't be read.
+        """
+        from qgraph.onnx_io import peek
+
+        return peek(self.model)
 
 
 def runnable(path: str, engine: str | None = None, threads: int = 0) -> Runnable:

@@ -1,14 +1,20 @@
-"""Tiny Llama decoders: random weights, a GGUF file, and a forward pass that shares no code."""
+"""Tiny Llama decoders: random weights, files, and a forward pass that shares no code."""
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
+from models.zoo import bpe
+from models.zoo.gguf_file import GgufFile
 from models.zoo.llama import Config, shapes
+from models.zoo.llama_onnx import build
+from qgraph import onnx_io
+from qgraph.graph import Graph
 
 TINY = Config(layers=2, width=32, heads=4, kv_heads=2, hidden=64, vocabulary=40, context=64)
-# As byte-level BPE spells bytes; "Ġ" is the space.
-TOKENS = ["<|endoftext|>", "<|im_start|>", *"abcdefgh", "Ġ", "1", "2", "ab", "Ġab", "Ġc", "12"]
+# As byte-level BPE spells bytes: "Ġ" is the space, "Ċ" a line's end, "Ã©" the two bytes of "é".
+TOKENS = ["<|endoftext|>", "<|im_start|>", *"abcdefghijklmnopqrstuvwxyz", *"Ġ12Ċ.Ã©!", "ab"]
+TOKENS += ["Ġab", "Ġc", "12"]
 MERGES = ["a b", "Ġ ab", "Ġ c"]
 _GGUF_NAMES = {
     "norm1": "attn_norm",
@@ -116,3 +122,21 @@ def write_gguf(path, config, weights, *, kind=GGMLQuantizationType.F32, head=Tru
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_decoder(folder, *, kv, config=TINY, name="m.onnx"):
+    """Write the decoder as ONNX with its tokenizer beside it; return its weights."""
+    weights = random_weights(config)
+    onnx_io.save(Graph(build(config, weights, kv=kv)), folder / name)
+    file = GgufFile(write_gguf(folder / "m.gguf", config, weights))
+    for part, text in bpe.files(file).items():
+        (folder / part).write_text(text, encoding="utf-8")
+    return weights
+
+
+def greedy(config, weights, ids, count):
+    """The likeliest tokens behind `ids`, one after the other."""
+    found = []
+    for _ in range(count):
+        found.append(int(forward(config, weights, [*ids, *found])[-1].argmax()))
+    return found

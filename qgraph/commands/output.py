@@ -69,6 +69,11 @@ class Output:
                 self.stdout.print(each)
         self.stdout.file.flush()
 
+    def stream(self, piece: str) -> None:
+        """Print a piece of text on stdout as it comes, without a line break behind it."""
+        self.stdout.file.write(printable(piece, keep="\n\t"))
+        self.stdout.file.flush()
+
     def note(self, line: str) -> None:
         """Print a line on stderr, unless quiet."""
         if not self.shared.quiet:

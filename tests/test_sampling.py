@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from qgraph.errors import EngineError, UsageError
+from qgraph.sampling import Sampling
+
+LOGITS = arrays(np.float32, st.integers(1, 12), elements=st.floats(-50, 50, width=32))
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@given(LOGITS, SEEDS)
+def test_temperature_zero_and_top_one_take_the_likeliest(logits, seed):
+    rng = np.random.default_rng(seed)
+    assert Sampling().choose(logits, rng) == logits.argmax()
+    found = Sampling(temperature=1.0, top_k=1).choose(logits, rng)
+    assert logits[found] == logits.max()
+
+
+@given(LOGITS, SEEDS, st.integers(1, 12), st.floats(0.01, 10))
+def test_only_the_k_likeliest_are_drawn(logits, seed, k, temperature):
+    found = Sampling(temperature, k).choose(logits, np.random.default_rng(seed))
+    assert (logits > logits[found]).sum() < k
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax(temperature):
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    sampling, rng = Sampling(temperature), np.random.default_rng(0)
+    counts = np.bincount([sampling.choose(logits, rng) for _ in range(20_000)], minlength=4)
+    weights = np.array([0.5, 0.3, 0.15, 0.05]) ** (1 / temperature)
+    expected = weights / weights.sum()
+    deviation = np.sqrt(expected * (1 - expected) / 20_000)
+    assert (np.abs(counts / 20_000 - expected) < 4 * deviation).all()
+
+
+def test_large_logits_and_forbidden_tokens():
+    logits = np.array([-np.inf, 3e38, -3e38, -np.inf], np.float32)
+    rng = np.random.default_rng(0)
+    assert {Sampling(2.0).choose(logits, rng) for _ in range(50)} == {1}
+
+
+@pytest.mark.parametrize("bad", [[0, np.nan], [0, np.inf], [-np.inf, -np.inf]], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_say_nothing_are_refused(bad, temperature):
+    with pytest.raises(EngineError, match="logits hold"):
+        Sampling(temperature).choose(np.array(bad, np.float32), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("options", [(-1.0, 0), (np.nan, 0), (np.inf, 0), (1.0, -1)], ids=str)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(UsageError):
+        Sampling(*options)
