@@ -118,7 +118,7 @@ class IterableSource(Source):
                     where=place,
                     fix=f"give dicts with the keys {', '.join(self._layout.names)}",
                 )
-            check_names([str(key) for key in item], self._layout, place, extras=False)
+            check_names([str(key) for key in item], self._layout, place)
             yield Pending(place, partial(_same, item))
             index += 1
 
