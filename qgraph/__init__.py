@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from qgraph.compiler import compile as compile
     from qgraph.context import Context as Context
     from qgraph.errors import QGraphError as QGraphError
+    from qgraph.evaluation import Evaluation as Evaluation
+    from qgraph.evaluation import evaluate as evaluate
     from qgraph.graph import Graph as Graph
     from qgraph.onnx_io import load as load
     from qgraph.onnx_io import save as save
@@ -27,6 +29,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Artifact": "qgraph.artifact",
     "Context": "qgraph.context",
+    "Evaluation": "qgraph.evaluation",
     "Fusion": "qgraph.pipeline",
     "Graph": "qgraph.graph",
     "Pass": "qgraph.pipeline",
@@ -38,6 +41,7 @@ _HOMES = {
     "Session": "qgraph.runtime.backend",
     "calibrate": "qgraph.calibration",
     "compile": "qgraph.compiler",
+    "evaluate": "qgraph.evaluation",
     "load": "qgraph.onnx_io",
     "save": "qgraph.onnx_io",
 }
@@ -45,6 +49,7 @@ _HOMES = {
 __all__ = [
     "Artifact",
     "Context",
+    "Evaluation",
     "Fusion",
     "Graph",
     "Pass",
@@ -57,6 +62,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "compile",
+    "evaluate",
     "load",
     "open",
     "save",

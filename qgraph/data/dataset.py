@@ -103,6 +103,11 @@ class DataSet:
         return self._reader.rereadable
 
     @property
+    def where(self) -> str:
+        """The source's path or name, for messages."""
+        return self._reader.source.where
+
+    @property
     def random(self) -> bool:
         """Whether the values are random, and so say nothing about accuracy."""
         return self._reader.source.random
