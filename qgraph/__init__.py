@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from qgraph.compiler import compile as compile
     from qgraph.context import Context as Context
     from qgraph.errors import QGraphError as QGraphError
+    from qgraph.evaluation import Evaluation as Evaluation
+    from qgraph.evaluation import evaluate as evaluate
     from qgraph.generation import generate as generate
     from qgraph.graph import Graph as Graph
     from qgraph.onnx_io import load as load
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Artifact": "qgraph.artifact",
     "Context": "qgraph.context",
+    "Evaluation": "qgraph.evaluation",
     "Fusion": "qgraph.pipeline",
     "Graph": "qgraph.graph",
     "Pass": "qgraph.pipeline",
@@ -39,6 +42,7 @@ _HOMES = {
     "Session": "qgraph.runtime.backend",
     "calibrate": "qgraph.calibration",
     "compile": "qgraph.compiler",
+    "evaluate": "qgraph.evaluation",
     "generate": "qgraph.generation",
     "load": "qgraph.onnx_io",
     "save": "qgraph.onnx_io",
@@ -47,6 +51,7 @@ _HOMES = {
 __all__ = [
     "Artifact",
     "Context",
+    "Evaluation",
     "Fusion",
     "Graph",
     "Pass",
@@ -59,6 +64,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "compile",
+    "evaluate",
     "generate",
     "load",
     "open",

@@ -109,7 +109,7 @@ def calibrate(
         if not plan.activations:
             job.warn("found nothing to quantize; `qgraph inspect` says why")
         facts = {
-            "model": record.source(original, model).model_dump(mode="json"),
+            "model": record.source(original, model).model_dump(mode="json", exclude={"path"}),
             **_facts(graph, plan, job, stages),
             "data": None if calibration is None or dataset is None else calibration.describe(),
         }

@@ -16,8 +16,9 @@ from qgraph.data import DataSet
 from qgraph.engine_choice import Selection, select_engine
 from qgraph.errors import AccuracyError
 from qgraph.explain import node_precisions
+from qgraph.float_session import FloatSession
 from qgraph.graph import Graph
-from qgraph.interface import FloatSession, Interface
+from qgraph.interface import Interface
 from qgraph.job import Job, output_folder, resolve
 from qgraph.listener import Listener
 from qgraph.manifest import Accuracy, Manifest

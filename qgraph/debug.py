@@ -18,9 +18,10 @@ from qgraph.errors import (
     UsageError,
     unknown_name,
 )
+from qgraph.float_session import FloatSession
 from qgraph.graph import Graph
 from qgraph.graph_text import graph_text
-from qgraph.interface import FloatSession, Interface
+from qgraph.interface import Interface
 from qgraph.pipeline import Hook, Stage
 from qgraph.structure import check_structure
 

@@ -5,9 +5,9 @@ used to feed an artifact with samples meant for the original.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from qgraph.data.image_options import ImageOptions
 from qgraph.data.pixels import normalize
 from qgraph.encoding import INTEGERS, Encoding, dequantize, quantize
-from qgraph.errors import DataError
-from qgraph.runtime.backend import Session
-from qgraph.runtime.wrapped import Wrapped
+from qgraph.errors import ArtifactError, DataError
+from qgraph.runtime.backend import TensorInfo
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
@@ -82,6 +81,14 @@ class Pixels:
         raw = raw if self.layout == "NHWC" else raw.transpose(0, 3, 1, 2)
         return np.ascontiguousarray(raw)
 
+    def original(self, info: TensorInfo) -> TensorInfo:
+        """Return the original's input in place of the one that takes pixels."""
+        moved = info.shape
+        if self.layout != self.images.layout:
+            order = (0, 2, 3, 1) if self.layout == "NCHW" else (0, 3, 1, 2)
+            moved = tuple(info.shape[axis] for axis in order)
+        return TensorInfo(info.name, "float32", moved)
+
     @property
     def raw_images(self) -> ImageOptions:
         """The preprocessing that is left to do on image files."""
@@ -120,6 +127,10 @@ class Codes:
         """Return the codes of values."""
         return quantize(x, self.encoding)
 
+    def original(self, info: TensorInfo) -> TensorInfo:
+        """Return the original's input in place of the one that takes codes."""
+        return replace(info, dtype="float32")
+
     def to_json(self) -> dict[str, Any]:
         """Return what the manifest says."""
         return {"kind": "codes", **self._numbers()}
@@ -156,6 +167,24 @@ class Interface:
     def __bool__(self) -> bool:
         """Whether anything is not the original's."""
         return bool(self.inputs or self.outputs)
+
+    @classmethod
+    def from_json(cls, recorded: Mapping[str, Any] | None) -> Self:
+        """Read what the manifest says; None where nothing differs from the original.
+
+        Raises:
+            ArtifactError: It can't be understood.
+        """
+        try:
+            sides = {
+                side: {name: _entry(each) for name, each in entries.items()}
+                for side, entries in (recorded or {}).items()
+            }
+            return cls(**sides)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"the manifest's `io` can't be understood ({error})", fix="compile it again"
+            ) from error
 
     def raw(self, feeds: Mapping[str, Array], *, nearest: bool = False) -> Feeds:
         """Return the artifact's feeds for a sample meant for the original.
@@ -207,34 +236,14 @@ def raw_images(recorded: Mapping[str, Any] | None) -> ImageOptions | None:
     Args:
         recorded: `Interface.to_json()`, as the manifest has it.
     """
-    for entry in (recorded or {}).get("inputs", {}).values():
-        if entry["kind"] == "pixels":
-            images = ImageOptions.model_validate(entry["images"])
-            return Pixels(entry["dtype"], entry["layout"], images).raw_images
-    return None
+    taken = Interface.from_json(recorded).inputs.values()
+    return next((each.raw_images for each in taken if isinstance(each, Pixels)), None)
 
 
-class FloatSession(Wrapped):
-    """A session that takes the original's floats and gives floats, whatever its model does."""
-
-    def __init__(self, session: Session, interface: Interface, *, nearest: bool = False) -> None:
-        """Wrap `session`, which runs a model with that interface.
-
-        Args:
-            session: An open session, closed with this one.
-            interface: What its model takes and hands out.
-            nearest: Whether images that are not made of 8-bit pixels may be rounded to some.
-        """
-        super().__init__(session)
-        self._interface, self._nearest = interface, nearest
-
-    def run(
-        self, feeds: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None
-    ) -> dict[str, np.ndarray[Any, Any]]:
-        """Run once.
-
-        Raises:
-            DataError: As any session, and where an image is not made of 8-bit pixels.
-        """
-        raw = self._interface.raw(feeds, nearest=self._nearest)
-        return self._interface.values(self._session.run(raw, outputs))
+def _entry(recorded: Mapping[str, Any]) -> Any:
+    """Return the `Pixels` or `Codes` that an entry of the manifest describes."""
+    if recorded["kind"] == "pixels":
+        images = ImageOptions.model_validate(recorded["images"])
+        return Pixels(recorded["dtype"], recorded["layout"], images)
+    scale, zero_point = np.float32(recorded["scale"]), np.int64(recorded["zero_point"])
+    return Codes(Encoding(recorded["dtype"], np.asarray(scale), np.asarray(zero_point)))

@@ -17,6 +17,8 @@ class Source(_Part):
     name: str
     sha256: str
     bytes: int
+    path: str | None = None
+    """Where its file lay; None for a model in memory."""
 
 
 class StageRecord(_Part):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qgraph import onnx_io
-from qgraph.artifact import ENCODINGS, EXPLAIN, MANIFEST
+from qgraph.artifact import ENCODINGS, EXPLAIN, MANIFEST, Artifact
 from qgraph.errors import ArtifactError
 from qgraph.explain import explanation
 from qgraph.graph import Graph
@@ -85,8 +85,35 @@ def source(original: Path, model: Any) -> Source:
                 digest.update(chunk)
     except OSError as error:
         raise ArtifactError(f"can't be read: {error.strerror}", where=str(original)) from error
-    name = original.name if isinstance(model, str | os.PathLike) else f"<{type(model).__name__}>"
-    return Source(name=name, sha256=digest.hexdigest(), bytes=model_bytes(original))
+    on_disk = isinstance(model, str | os.PathLike)
+    return Source(
+        name=original.name if on_disk else f"<{type(model).__name__}>",
+        sha256=digest.hexdigest(),
+        bytes=model_bytes(original),
+        path=str(original.resolve()) if on_disk else None,
+    )
+
+
+def find_original(artifact: Artifact) -> Path:
+    """Return the file of the model that an artifact was compiled from.
+
+    Raises:
+        ArtifactError: It is not there any more, or not the same.
+    """
+    noted = artifact.manifest.source
+    fix = "name the original with --vs"
+    if noted.path is None:
+        raise ArtifactError(
+            "was compiled from a model in memory", where=str(artifact.path), fix=fix
+        )
+    file = Path(noted.path)
+    if not file.is_file():
+        raise ArtifactError("the original is not there any more", where=noted.path, fix=fix)
+    if source(file, file).sha256 != noted.sha256:
+        raise ArtifactError(
+            "the original has changed since it was compiled", where=noted.path, fix=fix
+        )
+    return file
 
 
 def model_bytes(original: Path) -> int:

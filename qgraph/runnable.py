@@ -1,10 +1,12 @@
 """Models and artifacts by path, ready to be opened in an engine."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qgraph.data import ImageOptions
     from qgraph.graph import Graph
     from qgraph.runtime.backend import Session
 
@@ -57,7 +59,7 @@ class Runnable:
         return peek(self.model)
 
 
-def runnable(path: str, engine: str | None = None, threads: int = 0) -> Runnable:
+def runnable(path: str | os.PathLike[str], engine: str | None = None, threads: int = 0) -> Runnable:
     """Find out what to run and in which engine.
 
     Args:
@@ -76,7 +78,7 @@ def runnable(path: str, engine: str | None = None, threads: int = 0) -> Runnable
 
     if engine is not None:
         backend(engine)
-    place = Path(path)
+    place, path = Path(path), str(path)
     if (place / MANIFEST).is_file():
         artifact = Artifact.load(place)
         chosen = artifact.manifest.engine
@@ -94,3 +96,18 @@ def runnable(path: str, engine: str | None = None, threads: int = 0) -> Runnable
         raise ModelError(what, where=path, fix="name an ONNX file or an artifact")
     options = {"threads": threads} if threads else {}
     return Runnable(path, model, engine or DEFAULT_ENGINE, options)
+
+
+def image_options(run: Runnable, recipe: str | None) -> "ImageOptions | None":
+    """Return the preprocessing of images for the original: of the recipe, or of the artifact's.
+
+    Raises:
+        UsageError: The recipe is wrong.
+    """
+    from qgraph.data import ImageOptions
+    from qgraph.recipe import load_recipe
+
+    if recipe is not None:
+        return load_recipe(recipe).images
+    recorded = run.recipe.get("images")
+    return ImageOptions.model_validate(recorded) if recorded else None

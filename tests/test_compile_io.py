@@ -18,7 +18,9 @@ from qgraph.artifact import Artifact
 from qgraph.cli import app
 from qgraph.data import ImageOptions, open_data
 from qgraph.data.pixels import normalize
-from qgraph.errors import DataError, UsageError
+from qgraph.errors import ArtifactError, DataError, UsageError
+from qgraph.float_session import FloatSession
+from qgraph.interface import Interface
 from qgraph.pipeline import Stage
 from qgraph.recipe import Recipe, load_recipe
 from qgraph.runtime import backend
@@ -157,6 +159,34 @@ def test_codes_where_there_are_no_images(net: Path, tmp_path: Path) -> None:
         got = dequantized(artifact, session.run({"image": codes.astype(np.uint8)}))
     want = original(net, x)
     assert np.abs(got - want).max() < 0.05 * np.ptp(want)
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("recipe", [RECIPE, RECIPE.model_copy(update={"images": None})])
+def test_an_artifact_is_fed_like_the_original_by_what_its_manifest_says(
+    net: Path, tmp_path: Path, layout: str, recipe: Recipe
+) -> None:
+    x = floats(raw(20))
+    artifact = qgraph.compile(
+        net, output=tmp_path / "a", recipe=recipe, data={"image": x}, io="uint8",
+        settings=[f"quantize_io.layout={layout}"],
+    )  # fmt: skip
+    interface = Interface.from_json(Artifact.load(tmp_path / "a").manifest.io)
+    assert interface.to_json() == artifact.manifest.io
+    with (
+        backend("onnxruntime-cpu").open(net, EngineOptions()) as plain,
+        FloatSession(artifact.open(), interface) as session,
+    ):
+        assert session.inputs == plain.inputs and session.outputs == plain.outputs
+        got, want = (each.run({"image": x[:6]})["logits"] for each in (session, plain))
+    assert got.dtype == np.float32 and np.abs(got - want).max() < 0.03 * np.ptp(want)
+
+
+def test_a_damaged_record_of_the_interface_is_one_line() -> None:
+    for entry in ({}, {"kind": "codes", "dtype": "uint8"}, {"kind": "pixels", "images": 3}, 7):
+        with pytest.raises(ArtifactError, match="`io` can't be understood"):
+            Interface.from_json({"inputs": {"x": entry}})
+    assert not Interface.from_json(None)
 
 
 def test_float_is_the_default(net: Path, tmp_path: Path) -> None:

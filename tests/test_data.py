@@ -214,25 +214,6 @@ def test_onnx_test_data_sets_come_in_numeric_order(tmp_path: Path) -> None:
     assert len(list(open_data(tmp_path / "test_data_set_2", TOKENS))) == 1
 
 
-def test_labels_are_kept_aside_and_follow_the_split(tmp_path: Path) -> None:
-    values = np.arange(30, dtype=np.float32).reshape(10, 3, 1)
-    np.savez(
-        tmp_path / "d.npz",
-        x=values,
-        label=np.arange(10),
-        text=np.array([f"t{i}" for i in range(10)]),
-        classes=np.arange(1000),
-        pickled=np.array([{}] * 10, object),
-    )
-    data = open_data(tmp_path / "d.npz", X, samples=8)
-    assert set(data.labels) == {"label", "text"}
-    np.testing.assert_array_equal(data.labels["label"], np.arange(8))
-    calibration, held = data.split(0.25)
-    for part in (calibration, held):
-        np.testing.assert_array_equal(stacked(part)[:, 0, 0] / 3, part.labels["label"])
-    assert sorted([*calibration.labels["label"], *held.labels["label"]]) == list(range(8))
-
-
 def test_a_function_is_imported_from_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,7 +72,6 @@ def test_wrong_names_say_what_there_is_and_what_is_expected(tmp_path: Path) -> N
     )
     refused({"y": GOOD}, "has no array for input 'x' (keys: y; inputs: x)")
     refused({}, "keys: none")
-    refused([{"x": GOOD[0], "label": 3}], "data: sample 0", "key 'label', which is no input")
     refused(GOOD, "one array can't feed 2 inputs (ids, mask)", inputs=TOKENS)
     np.save(tmp_path / "d.npy", GOOD)
     refused(tmp_path / "d.npy", "d.npy: one array can't feed 2 inputs", inputs=TOKENS)
@@ -142,7 +141,7 @@ def test_no_items() -> None:
 def test_rows_of_a_fixed_batch_must_agree_in_shape() -> None:
     rows = [np.ones((1, n), np.float32) for n in (2, 3)]
     inputs = [spec("x", "float32", 2, 1, None)]
-    refused({"x": rows}, "input 'x'", "differ in shape, [1, 2] and [1, 3]", inputs=inputs)
+    refused({"x": rows}, "array 'x'", "differ in shape, [1, 2] and [1, 3]", inputs=inputs)
 
 
 def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:

@@ -23,18 +23,13 @@ def data_for(
         DataError: It can't be read or does not fit.
         UsageError: The recipe is wrong.
     """
-    from qgraph.data import ImageOptions, open_data
+    from qgraph.data import open_data
     from qgraph.interface import raw_images
     from qgraph.kv_cache import cache_axes_of
-    from qgraph.recipe import load_recipe
+    from qgraph.runnable import image_options
 
-    images = raw_images(run.io)
-    if images is not None:
-        pass  # the model itself does the rest of what its recipe says
-    elif recipe is not None:
-        images = load_recipe(recipe).images
-    elif run.recipe.get("images"):
-        images = ImageOptions.model_validate(run.recipe["images"])
+    # What an artifact that takes pixels leaves to be done comes before what its recipe says.
+    images = raw_images(run.io) or image_options(run, recipe)
     caches = cache_axes_of(run.model, session.inputs)
     return open_data(source, session.inputs, images=images, caches=caches, samples=samples)
 

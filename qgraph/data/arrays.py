@@ -133,11 +133,12 @@ class ArraySource(Source):
         check_names(list(columns), layout, where)
         self._inputs = {name: columns[name] for name in layout.names if name in columns}
         self._count = self._length()
-        self._others = {
+        self._labels = {
             name: column
             for name, column in columns.items()
             if name not in self._inputs and column.shape[:1] == (self._count,)
         }
+        self._read = self._inputs | (self._labels if layout.labelled else {})
         self.rows_per_item = self._rows(layout)
 
     @property
@@ -147,17 +148,13 @@ class ArraySource(Source):
 
     def items(self) -> Iterator[Pending]:
         """Give the steps of the first axis."""
-        readers = {name: column.rows() for name, column in self._inputs.items() if column.shape}
+        readers = {name: column.rows() for name, column in self._read.items() if column.shape}
         constants = {
             name: column.whole() for name, column in self._inputs.items() if not column.shape
         }
         for index in range(self._count):
             row = {name: next(reader) for name, reader in readers.items()}
             yield Pending(f"{self.where}: sample {index}", partial(_load, row, constants))
-
-    def labels(self) -> dict[str, NDArray[Any]]:
-        """Arrays under keys that are no inputs and as long as the inputs."""
-        return {name: column.whole() for name, column in self._others.items()}
 
     def digest(self) -> str:
         """Hash the content: checksums of an archive's members, else the values themselves."""
@@ -182,7 +179,7 @@ class ArraySource(Source):
 
     def describe(self) -> dict[str, Any]:
         """Return the names of the labels."""
-        return {"labels": sorted(self._others)} if self._others else {}
+        return {"labels": sorted(self._labels)} if self._labels else {}
 
     def _length(self) -> int:
         lengths = {name: c.shape[0] for name, c in self._inputs.items() if c.shape}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qgraph.data.caches import add_empty
 from qgraph.data.image_options import ImageOptions
-from qgraph.data.inputs import Dim, Feeds, InputLayout, InputSpec, shape_text
+from qgraph.data.inputs import Dim, Feeds, InputLayout, InputSpec, Sample, shape_text
 from qgraph.data.pixels import normalize
 from qgraph.errors import DataError
 
@@ -19,44 +19,41 @@ _PREPROCESS = (
 )
 
 
-def check_names(
-    keys: Sequence[str], layout: InputLayout, where: str, *, extras: bool = True
-) -> None:
-    """Raise a DataError unless every input has its key, caches aside.
-
-    With `extras` off, also for other keys.
-    """
+def check_names(keys: Sequence[str], layout: InputLayout, where: str) -> None:
+    """Raise a DataError unless every input has its key, caches aside."""
     names = layout.names
     missing = [name for name in layout.required if name not in keys]
-    others = [key for key in keys if key not in names]
-    if not missing and (extras or not others):
+    if not missing:
         return
-    if missing:
-        near = difflib.get_close_matches(missing[0], others, n=1, cutoff=0.5)
-        what = f"has no array for input {missing[0]!r}"
-        fix = f"rename {near[0]!r} to {missing[0]!r}" if near else "name the arrays as the inputs"
-    else:
-        what, fix = f"has the key {others[0]!r}, which is no input", "leave it out"
-    found = ", ".join(keys) or "none"
-    raise DataError(f"{what} (keys: {found}; inputs: {', '.join(names)})", where=where, fix=fix)
+    others = [key for key in keys if key not in names]
+    near = difflib.get_close_matches(missing[0], others, n=1, cutoff=0.5)
+    fix = f"rename {near[0]!r} to {missing[0]!r}" if near else "name the arrays as the inputs"
+    raise DataError(
+        f"has no array for input {missing[0]!r} "
+        f"(keys: {', '.join(keys) or 'none'}; inputs: {', '.join(names)})",
+        where=where,
+        fix=fix,
+    )
 
 
-def conform(item: Mapping[str, Any], layout: InputLayout, where: str) -> list[Feeds]:
+def conform(item: Mapping[str, Any], layout: InputLayout, where: str) -> list[Sample]:
     """Turn one item into rows that fit the model.
 
     Args:
-        item: An array-like for each input; caches may be missing, other keys are left aside.
+        item: An array-like for each input; caches may be missing, other keys are labels, or left
+            aside where the layout wants none.
         layout: The model's inputs.
         where: File and sample, for messages.
 
     Returns:
-        Feeds with a first axis of size 1 for each row, or one feed that is already a whole
-        sample: an item of the model's own batch size, or of a model without a batch axis.
+        Samples with a first axis of size 1 for each row, or one that is already whole: an item of
+        the model's own batch size, or of a model without a batch axis.
 
     Raises:
         DataError: A wrong type, rank or shape, inputs that disagree, NaN or infinity.
     """
     feeds: Feeds = {}
+    batched = False
     for spec in layout.inputs:
         if spec.grows is not None and spec.name not in item:
             continue
@@ -66,19 +63,22 @@ def conform(item: Mapping[str, Any], layout: InputLayout, where: str) -> list[Fe
             array = from_pixels(array, spec.images)
         array = _convert(array, spec.dtype, place)
         feeds[spec.name] = _fit(array, spec, layout, place)
+        batched |= layout.uniform and array.ndim == feeds[spec.name].ndim
         _check_finite(array, place)
     feeds = add_empty(feeds, layout)
     _check_axes(feeds, layout, where)
+    others = {k: v for k, v in item.items() if layout.labelled and k not in feeds}
     if not layout.uniform:
-        return [feeds]
+        return [Sample(feeds, _labels(others, 1, where, batched=False))]
     rows = {len(array) for array in feeds.values()}
     if len(rows) > 1:
         sizes = ", ".join(f"{name} {len(array)}" for name, array in feeds.items())
         raise DataError(f"inputs differ in their number of rows ({sizes})", where=where)
     count = rows.pop()
+    labels = _labels(others, count, where, batched=batched)
     if count in (1, layout.batch):
-        return [feeds]
-    return [{name: array[i : i + 1] for name, array in feeds.items()} for i in range(count)]
+        return [Sample(feeds, labels)]
+    return [Sample(_row(feeds, i), _row(labels, i)) for i in range(count)]
 
 
 def from_pixels(array: NDArray[np.uint8], images: ImageOptions) -> NDArray[Any]:
@@ -106,6 +106,37 @@ def _as_array(value: Any, place: str) -> NDArray[Any]:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"is not an array ({error})", where=place) from None
+
+
+def _labels(
+    values: Mapping[str, Any], rows: int, where: str, *, batched: bool
+) -> dict[str, NDArray[Any]]:
+    """Return labels whose first axis counts the item's rows, as the inputs' does.
+
+    Args:
+        values: By name.
+        rows: Rows of the item.
+        where: File and sample, for messages.
+        batched: Whether the item's own values carry the axis of rows.
+    """
+    labels: dict[str, NDArray[Any]] = {}
+    for name, value in values.items():
+        place = f"{where}, label {name!r}"
+        array = _as_array(value, place)
+        if not (batched and array.ndim and len(array) == rows):
+            if rows > 1:
+                raise DataError(
+                    f"has the shape {shape_text(array.shape)} beside inputs of {rows} rows",
+                    where=place,
+                    fix=f"give it a first axis of {rows}",
+                )
+            array = array[None]
+        labels[str(name)] = array
+    return labels
+
+
+def _row(arrays: Mapping[str, NDArray[Any]], index: int) -> dict[str, NDArray[Any]]:
+    return {name: array[index : index + 1] for name, array in arrays.items()}
 
 
 def _fit(array: NDArray[Any], spec: InputSpec, layout: InputLayout, place: str) -> NDArray[Any]:

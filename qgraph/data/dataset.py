@@ -3,11 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qgraph.data.digest import new_hash
-from qgraph.data.inputs import Feeds, InputLayout
+from qgraph.data.inputs import Feeds, InputLayout, Sample
 from qgraph.data.one_pass import OnePass, OnePassSide
 from qgraph.data.reader import Reader, SourceReader, concatenate
 from qgraph.data.selection import Stage, chooser, make_rule
@@ -26,7 +23,11 @@ class DataSet:
         self._reader, self._stages = reader, stages
 
     def __iter__(self) -> Iterator[Feeds]:
-        """Give the samples in order.
+        """Give the samples in order, without labels."""
+        return (sample.feeds for sample in self.labelled())
+
+    def labelled(self) -> Iterator[Sample]:
+        """Give the samples in order, with the labels that `open_data` was asked to read.
 
         Raises:
             DataError: A sample doesn't fit the model, there is none, or the source can be read
@@ -80,7 +81,7 @@ class DataSet:
                 DataSet(self._reader, (*self._stages, calibration)),
                 DataSet(self._reader, (*self._stages, held)),
             )
-        dealer = OnePass(iter(self), rule, where)
+        dealer = OnePass(self.labelled(), rule, where)
         return (
             DataSet(OnePassSide(dealer, self._reader, calibration)),
             DataSet(OnePassSide(dealer, self._reader, held)),
@@ -102,6 +103,11 @@ class DataSet:
         return self._reader.rereadable
 
     @property
+    def where(self) -> str:
+        """The source's path or name, for messages."""
+        return self._reader.source.where
+
+    @property
     def random(self) -> bool:
         """Whether the values are random, and so say nothing about accuracy."""
         return self._reader.source.random
@@ -110,20 +116,6 @@ class DataSet:
     def layout(self) -> InputLayout:
         """The model's inputs as the data is fitted to them."""
         return self._reader.layout
-
-    @property
-    def labels(self) -> dict[str, NDArray[Any]]:
-        """Arrays under keys that are no inputs, cut to these samples, one row for each input row.
-
-        Read when asked for. Empty where the source has none, or has no fixed rows in each item.
-        """
-        source, total = self._reader.source, self._reader.count
-        if total is None or source.rows_per_item != 1 or not self._reader.rereadable:
-            return {}
-        take = chooser(self._stages)
-        group = self.layout.batch if self.layout.uniform else 1
-        rows = [i * group + j for i in range(total) if take() for j in range(group)]
-        return {name: array[np.array(rows, int)] for name, array in source.labels().items()}
 
     def fingerprint(self) -> str | None:
         """Return a hash of the samples' content, the model's inputs and the choice of samples.

@@ -100,7 +100,8 @@ class FileSource(Source):
         if self._suffix == ".npz":
             columns = npz_columns(file, self._layout.names)
             check_names(list(columns), self._layout, str(file))
-            return {n: columns[n].whole() for n in self._layout.names if n in columns}
+            wanted = columns if self._layout.labelled else self._layout.names
+            return {n: columns[n].whole() for n in wanted if n in columns}
         name = only_input(self._layout, self.where)
         return {name: map_npy(file, str(file)) if self._suffix == ".npy" else read_tensor(file)[1]}
 

@@ -21,7 +21,7 @@ def is_function_spec(text: str) -> bool:
     return _SPEC.fullmatch(text) is not None
 
 
-def import_function(spec: str) -> Callable[[], Iterable[Item]]:
+def import_function(spec: str) -> Callable[..., Any]:
     """Import `package.module:function`, the current folder coming first. This runs its code.
 
     The current folder stays on the search path, behind everything installed, for what the
@@ -58,7 +58,7 @@ def import_function(spec: str) -> Callable[[], Iterable[Item]]:
         found = getattr(found, part)
     if not callable(found):
         raise DataError(f"is a {type(found).__name__}, not a function", where=spec)
-    function: Callable[[], Iterable[Item]] = found
+    function: Callable[..., Any] = found
     return function
 
 
@@ -118,7 +118,7 @@ class IterableSource(Source):
                     where=place,
                     fix=f"give dicts with the keys {', '.join(self._layout.names)}",
                 )
-            check_names([str(key) for key in item], self._layout, place, extras=False)
+            check_names([str(key) for key in item], self._layout, place)
             yield Pending(place, partial(_same, item))
             index += 1
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qgraph.data import limits
 from qgraph.data.digest import files_digest
+from qgraph.data.image_labels import NAME, image_labels
 from qgraph.data.image_options import ImageOptions
 from qgraph.data.inputs import InputLayout, InputSpec, shape_text
 from qgraph.data.pixels import normalize
@@ -64,6 +65,8 @@ class ImageSource(Source):
                 fix="set scale = 1, mean = [0], std = [1]",
             )
         self._found = len(files)
+        labels = image_labels(files, root) if layout.labelled else None
+        self._labels = None if labels is None else dict(zip(files, labels, strict=True))
         wanted = None if samples is None else samples * (layout.batch if layout.uniform else 1)
         if wanted is not None and wanted < len(files):
             drawn = np.random.default_rng(seed).choice(len(files), wanted, replace=False)
@@ -106,7 +109,8 @@ class ImageSource(Source):
                 where=str(file),
                 fix="set resize, crop, layout or channels in the recipe's [images]",
             )
-        return {self._input.name: np.ascontiguousarray(array[None])}
+        item = {self._input.name: np.ascontiguousarray(array[None])}
+        return item if self._labels is None else item | {NAME: np.array(self._labels[file])}
 
 
 def load_image(file: Path, options: ImageOptions) -> NDArray[np.uint8]:

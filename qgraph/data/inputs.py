@@ -9,7 +9,7 @@ none). In other models (a recurrent state `[2, b, 128]`, a scalar input) each va
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,19 @@ from qgraph.errors import ModelError
 
 Feeds = dict[str, NDArray[Any]]
 """One sample: an array for each input name, with the batch axis that the model expects."""
+
+
+class Sample(NamedTuple):
+    """One sample and what is known of it.
+
+    Attributes:
+        feeds: An array for each input name, with the batch axis that the model expects.
+        labels: Arrays under names that are no inputs; the first axis counts the sample's rows.
+    """
+
+    feeds: Feeds
+    labels: dict[str, NDArray[Any]]
+
 
 Dim = int | str | None
 """Axis length, the name of a dynamic axis, or None for a dynamic axis without a name."""
@@ -81,12 +94,14 @@ class InputLayout:
         uniform: Whether the first axis of every input is the batch.
         batch: Rows in one sample: the size that the model fixes for the batch, or 1.
         free: Whether samples can be put together along the batch axis.
+        labelled: Whether arrays under names that are no inputs are read too, as labels.
     """
 
     inputs: tuple[InputSpec, ...]
     uniform: bool
     batch: int
     free: bool
+    labelled: bool = False
 
     @property
     def names(self) -> list[str]:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from qgraph.data import limits
-from qgraph.data.inputs import Feeds
+from qgraph.data.inputs import Sample
 from qgraph.data.reader import Reader
 from qgraph.data.selection import Rule, Stage
 from qgraph.errors import DataError
@@ -13,12 +13,12 @@ from qgraph.errors import DataError
 class OnePass:
     """Deals the samples of one reading to two sides, keeping what a side hasn't asked for yet."""
 
-    def __init__(self, samples: Iterator[Feeds], rule: Rule, where: str) -> None:
+    def __init__(self, samples: Iterator[Sample], rule: Rule, where: str) -> None:
         """Keep the samples, which aren't read yet, and how to deal them."""
         self._samples, self._rule, self._where = samples, rule, where
         self._position = self._bytes = 0
-        self.held: list[Feeds] = []
-        self._rest: deque[Feeds] = deque()
+        self.held: list[Sample] = []
+        self._rest: deque[Sample] = deque()
         self._failed: DataError | None = None
 
     def advance(self) -> bool:
@@ -48,7 +48,7 @@ class OnePass:
             )
         return True
 
-    def flow(self) -> Iterator[Feeds]:
+    def flow(self) -> Iterator[Sample]:
         """Give the samples of the calibration side and forget them."""
         while self._rest or self.advance():
             if self._rest:
@@ -56,7 +56,7 @@ class OnePass:
                 self._bytes -= _nbytes(sample)
                 yield sample
 
-    def keep(self) -> Iterator[Feeds]:
+    def keep(self) -> Iterator[Sample]:
         """Give the samples held out; they stay in memory."""
         index = 0
         while index < len(self.held) or self.advance():
@@ -75,7 +75,7 @@ class OnePassSide(Reader):
         self.rereadable = stage.held
         self._used = False
 
-    def read(self, take: Callable[[], bool]) -> Iterator[Feeds]:
+    def read(self, take: Callable[[], bool]) -> Iterator[Sample]:
         """Give the side's samples, reading on as needed."""
         if self._used and not self.rereadable:
             raise DataError(
@@ -99,5 +99,5 @@ class OnePassSide(Reader):
         return f"{self._parent.choice} {self._stage}"
 
 
-def _nbytes(feeds: Feeds) -> int:
-    return sum(array.nbytes for array in feeds.values())
+def _nbytes(sample: Sample) -> int:
+    return sum(array.nbytes for arrays in sample for array in arrays.values())

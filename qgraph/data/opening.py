@@ -41,15 +41,17 @@ def open_data(
     caches: Mapping[str, int] | None = None,
     samples: int | None = None,
     seed: int = 0,
+    labelled: bool = False,
 ) -> DataSet:
     """Open calibration or evaluation data for a model.
 
     `source` is one of
 
     - a `.npz` file, or a dict of arrays: keys are input names, the first axis counts samples;
-      other keys of that length become `labels`;
+      other keys of that length are labels;
     - a `.npy` file, or an array: the same, for a model with one input;
-    - a folder of images: each one sample, preprocessed as `images` says;
+    - a folder of images: each one sample, preprocessed as `images` says; labels are in its
+      `labels.csv` or follow from its sub-folders (see `qgraph.data.image_labels`);
     - a folder of `.npz`, `.npy` or TensorProto `.pb` files: each one sample or batch; of
       `input_K.pb` (K counts the inputs in the model's order), each folder one;
     - `package.module:function`, which is imported, called without arguments, and gives dicts;
@@ -58,7 +60,7 @@ def open_data(
     - a function, generator, list or other iterable of dicts.
 
     A batch axis of size 1 is added to values that lack one; what carries several rows is cut into
-    rows (see `qgraph.data.inputs`). The first sample is read and checked at once, except from
+    rows (see `qgraph.data.inputs`), and labels with it. The first sample is read and checked at once, except from
     functions and iterables.
 
     Args:
@@ -72,6 +74,7 @@ def open_data(
             sources the first. Where the model fixes a batch size, this counts rows. Functions
             and iterables of unknown length give 512 where no number is said.
         seed: For random values and for the draw of images.
+        labelled: Read what lies beside the inputs too, for `DataSet.labelled`.
 
     Raises:
         UsageError: A negative number of samples, or an unknown axis after `random:`.
@@ -81,6 +84,7 @@ def open_data(
     if samples is not None and samples < 0:
         raise UsageError(f"{samples} samples can't be used", fix="give a number of at least 1")
     layout = _with_images(with_caches(read_layout(inputs), caches or {}), images)
+    layout = replace(layout, labelled=labelled)
     limit = samples or None
     found = _find(source, layout, images, limit, seed)
     if isinstance(found, IterableSource):

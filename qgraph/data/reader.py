@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from qgraph.data.conform import conform
 from qgraph.data.digest import new_hash, update_with
 from qgraph.data.functions import IterableSource
-from qgraph.data.inputs import Feeds, InputLayout
+from qgraph.data.inputs import Feeds, InputLayout, Sample
 from qgraph.data.source import Pending, Source
 from qgraph.errors import DataError
 
@@ -27,7 +27,7 @@ class Reader:
     source: Source
     layout: InputLayout
 
-    def read(self, take: Callable[[], bool]) -> Iterator[Feeds]:
+    def read(self, take: Callable[[], bool]) -> Iterator[Sample]:
         """Give the samples for which `take`, called once for each in order, says yes."""
         raise NotImplementedError
 
@@ -96,7 +96,7 @@ class SourceReader(Reader):
         """The count, or else the limit."""
         return self._limit if self.count is None else self.count
 
-    def read(self, take: Callable[[], bool]) -> Iterator[Feeds]:
+    def read(self, take: Callable[[], bool]) -> Iterator[Sample]:
         """Give the wanted samples.
 
         Raises:
@@ -109,7 +109,7 @@ class SourceReader(Reader):
         for sample in self._samples(take if hasher is None else _always):
             given += 1
             if hasher is not None and sample is not None:
-                update_with(hasher, sample)
+                update_with(hasher, sample.feeds)
                 if given == 1:
                     self._first = self._same(self._first, hasher.hexdigest())
                 sample = sample if take() else None
@@ -153,33 +153,33 @@ class SourceReader(Reader):
             )
         return now
 
-    def _samples(self, take: Callable[[], bool]) -> Iterator[Feeds | None]:
+    def _samples(self, take: Callable[[], bool]) -> Iterator[Sample | None]:
         """Give the wanted samples, and None for each of the others."""
         if self.source.rows_per_item == 1:
             yield from self._by_count(take)
             return
-        rows: list[Feeds] = []
+        rows: list[Sample] = []
         for pending in self.source.items():
-            for feeds in conform(pending.load(), self.layout, pending.where):
-                whole = not self.layout.uniform or _rows(feeds) == self._group
-                rows = rows if whole else [*rows, feeds]
+            for found in conform(pending.load(), self.layout, pending.where):
+                whole = not self.layout.uniform or _rows(found.feeds) == self._group
+                rows = rows if whole else [*rows, found]
                 if whole or len(rows) == self._group:
-                    sample = feeds if whole else concatenate(rows, pending.where)
+                    sample = found if whole else _joined(rows, pending.where)
                     yield sample if take() else None
                     rows = rows if whole else []
         self.unused_rows = len(rows)
 
-    def _by_count(self, take: Callable[[], bool]) -> Iterator[Feeds | None]:
+    def _by_count(self, take: Callable[[], bool]) -> Iterator[Sample | None]:
         """The same where each item is one row, so that unwanted items stay unread."""
         group: list[Pending] = []
-        wanted, rows = False, list[Feeds]()
+        wanted, rows = False, list[Sample]()
         for pending in self.source.items():
             wanted = wanted if group else take()
             group.append(pending)
             if wanted:  # read at once: a pending item holds only until the next
                 rows += conform(pending.load(), self.layout, pending.where)
             if len(group) == self._group:
-                yield concatenate(rows, pending.where) if wanted else None
+                yield _joined(rows, pending.where) if wanted else None
                 group, rows = [], []
         self.unused_rows = len(group)
 
@@ -190,6 +190,13 @@ def _always() -> bool:
 
 def _rows(feeds: Feeds) -> int:
     return len(next(iter(feeds.values())))
+
+
+def _joined(rows: list[Sample], where: str) -> Sample:
+    """Put rows together to one sample of the model's batch size, with the labels all of them have."""
+    shared = set.intersection(*(set(row.labels) for row in rows))
+    labels = [{name: row.labels[name] for name in sorted(shared)} for row in rows]
+    return Sample(concatenate([row.feeds for row in rows], where), concatenate(labels, where))
 
 
 def concatenate(samples: list[Feeds], where: str) -> Feeds:
@@ -207,7 +214,7 @@ def concatenate(samples: list[Feeds], where: str) -> Feeds:
             listed = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
             raise DataError(
                 f"the samples of one batch differ in shape, {listed}",
-                where=f"{where}, input {name!r}",
+                where=f"{where}, array {name!r}",
                 fix="pad them to one length",
             )
         joined[name] = np.concatenate([sample[name] for sample in samples])

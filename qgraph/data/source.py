@@ -3,10 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from numpy.typing import NDArray
-
 Item = Mapping[str, Any]
-"""An array-like for each input name."""
+"""An array-like for each input name; under other names, labels."""
 
 
 class Pending(NamedTuple):
@@ -48,10 +46,6 @@ class Source:
     def count(self) -> int | None:
         """Number of items, None where it is not known before reading."""
         return None
-
-    def labels(self) -> dict[str, NDArray[Any]]:
-        """Arrays under keys that are no inputs, one entry an item."""
-        return {}
 
     def digest(self) -> str:
         """Return a hash of the content; not asked for where `hashed_by_reading`."""
