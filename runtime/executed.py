@@ -28,8 +28,9 @@ def executed_ops(
     On ONNX Runtime's CPU provider every kernel is visible, after fusion, with its types and time.
     With OpenVINO it is not: the profile shows one kernel for each subgraph that the plugin
     compiled, with its time, and the list then names the model's nodes that were handed over,
-    without times. Which of them OpenVINO fused, and in which precision it ran them, can't be seen
-    from here; nodes that it refused appear under 'CPUExecutionProvider'.
+    without times. Which of them OpenVINO fused, and in which precision it ran them, only its own
+    runtime shows (tests/runtime/test_openvino_profile.py asks it); nodes that it refused appear
+    under 'CPUExecutionProvider'.
 
     Args:
         model: Path or serialized model.
