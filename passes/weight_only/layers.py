@@ -1,5 +1,6 @@
 """Layers whose weights can be quantized alone: products of an activation with a constant."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.graph import Graph, Node, Value
+from qgraph.passes.fusions._constants import constant
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # What may stand between a layer and the graph output whose head it is.
@@ -44,8 +46,9 @@ class Layer:
     @property
     def shape(self) -> tuple[int, ...]:
         """[K, N] or [E, K, N]."""
-        assert self.weight.const_value is not None
-        return tuple(self.weight.const_value.shape.numpy())
+        found = _tensor(self.weight)
+        assert found is not None
+        return found[1]
 
     @property
     def size(self) -> int:
@@ -54,7 +57,7 @@ class Layer:
 
     def matrix(self, graph: Graph) -> NDArray[np.floating]:
         """Return W; read from disk where it lies there."""
-        array = graph.array(self.weight)
+        array = constant(graph, self.weight)
         assert array is not None
         return array.astype(np.float32, copy=False)
 
@@ -103,24 +106,42 @@ def _refusal(
             return f"excluded by {pattern!r}"
     if node.op_type != "MatMul":
         return f"{node.op_type} is no product of rows with a matrix"
-    tensor = graph.tensor(node.inputs[1])
-    if tensor is None:
+    found = _tensor(node.inputs[1])
+    if found is None:
         first = graph.is_constant(node.inputs[0])
         return "its constant is the first operand" if first else "both operands are activations"
     if graph.is_constant(node.inputs[0]):
         return "both operands are constants"
-    if tensor.dtype not in FLOATS:
-        return f"its weight is {tensor.dtype.name.lower()}"
-    shape = tensor.shape.numpy()
+    dtype, shape = found
+    if dtype not in FLOATS:
+        return f"its weight is {dtype.name.lower()}"
     if len(shape) not in (2, 3):
         return f"its weight has {len(shape)} axes, not 2 or 3"
     if len(shape) == 3 and graph.rank(node.inputs[0]) != 3:
         return "its weight has 3 axes and its input has not"
-    if tensor.size < least:
+    if math.prod(shape) < least:
         return f"its weight {list(shape)} has fewer than {least} elements"
     if not head and is_head(graph, node):
         return "it makes a graph output; weight_only.head=true quantizes it too"
     return None
+
+
+def _tensor(value: Value | None) -> tuple[ir.DataType, tuple[int, ...]] | None:
+    """Type and shape of a constant, without reading it; None for anything else.
+
+    A table that a Gather reads too has a Transpose in front of the MatMul.
+    """
+    node = None if value is None else value.producer()
+    if node is not None and Graph.is_standard(node, "Transpose"):
+        order = Graph.attribute(node, "perm")
+        source = _tensor(node.inputs[0])
+        if source is None:
+            return None
+        axes = range(len(source[1]))[::-1] if order is None else order
+        return source[0], tuple(source[1][axis] for axis in axes)
+    if value is None or value.is_graph_input() or value.const_value is None:
+        return None
+    return value.const_value.dtype, tuple(value.const_value.shape.numpy())
 
 
 def is_head(graph: Graph, node: Node) -> bool:

@@ -110,14 +110,14 @@ def forget(stage: Stage, boundary: Boundary) -> None:
         boundary.drop(index, [v.name or "" for v in unread])
 
 
-def summed_up(group: Group, boundary: Boundary) -> InputStatistics:
-    """Return the statistics of the input of a group.
+def summed_up(group: Group, boundary: Boundary, *, peaks: bool = False) -> InputStatistics:
+    """Return the statistics of the input of a group; largest magnitudes where asked for.
 
     Raises:
         DataError: It is NaN or infinite.
     """
     shape, name = group.layers[0].shape, group.data.name or ""
-    statistics = InputStatistics(shape[-2], shape[0] if len(shape) == 3 else 1)
+    statistics = InputStatistics(shape[-2], shape[0] if len(shape) == 3 else 1, peaks=peaks)
     for index in range(boundary.samples):
         statistics.add(boundary.get(index, [name])[name])
     if not statistics.finite():

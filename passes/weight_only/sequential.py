@@ -20,7 +20,7 @@ from qgraph.passes.weight_only.scaling import (
     norm_place,
     product_candidates,
 )
-from qgraph.passes.weight_only.solve import Settings, Solution, solve_experts, solve_group
+from qgraph.passes.weight_only.solve import MIXED, Settings, Solution, solve_experts, solve_group
 from qgraph.passes.weight_only.stages import Group, Stage, cut
 from qgraph.passes.weight_only.store import Store
 from qgraph.subgraph import read_by
@@ -112,7 +112,7 @@ def on_data(
 def _solve(
     graph: Graph, group: Group, boundary: Boundary, settings: Settings, place: Place | None
 ) -> list[Solution]:
-    statistics = summed_up(group, boundary)
+    statistics = summed_up(group, boundary, peaks=settings.method == MIXED)
     matrices = [layer.matrix(graph) for layer in group.layers]
     if matrices[0].ndim == 3:
         return [solve_experts(matrices[0], statistics, settings)]

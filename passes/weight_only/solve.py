@@ -119,8 +119,7 @@ def solve_group(
     gram = None if statistics is None else statistics.gram()[0]
     scale = None
     if settings.scaling and statistics is not None and gram is not None:
-        magnitude = statistics.magnitude()
-        found = find_scaling(weights, settings.spec, gram, magnitude, tied=tied)
+        found = find_scaling(weights, settings.spec, gram, tied=tied)
         scale = found.scale if found.alpha else None
     scaled = list(weights)
     if scale is not None and gram is not None:

@@ -8,22 +8,22 @@ _ROWS = 2048
 
 
 class InputStatistics:
-    """Gram matrix, mean and largest magnitude of the rows x of an input, [..., K].
+    """Gram matrix and largest magnitudes of the rows x of an input, [..., K].
 
     The inputs of E experts, [E, ..., K], have a Gram matrix each.
     """
 
-    def __init__(self, size: int, experts: int = 1) -> None:
+    def __init__(self, size: int, experts: int = 1, *, peaks: bool = False) -> None:
         """Start with no rows.
 
         Args:
             size: K.
             experts: E.
+            peaks: Whether magnitudes are looked at; they take time.
         """
         self._size, self._experts = size, experts
         self._products = np.zeros((experts, size, size), np.float32)
-        self._sum = np.zeros(size)
-        self._peak = np.zeros(size, np.float32)
+        self._peak = np.zeros(size, np.float32) if peaks else None
         self._waiting: list[NDArray[np.float32]] = []
         self.rows = 0
 
@@ -46,15 +46,10 @@ class InputStatistics:
         self._multiply()
         return self._products / np.float32(max(self.rows, 1))
 
-    def magnitude(self) -> NDArray[np.float64]:
-        """Return mean |x|, [K], over all experts."""
-        self._multiply()
-        mean: NDArray[np.float64] = self._sum / max(self.rows * self._experts, 1)
-        return mean
-
     def peak(self) -> NDArray[np.float32]:
         """Return max |x|, [K]."""
         self._multiply()
+        assert self._peak is not None
         return self._peak
 
     def _multiply(self) -> None:
@@ -66,7 +61,6 @@ class InputStatistics:
             for products, part in zip(self._products, rows, strict=True):
                 # numpy sees that this is symmetric and computes one half.
                 products += part.T @ part
-        size = np.abs(rows)
-        self._sum += size.sum(axis=(0, 1), dtype=np.float64)
-        np.maximum(self._peak, size.max(axis=(0, 1)), out=self._peak)
+        if self._peak is not None:
+            np.maximum(self._peak, np.abs(rows).max(axis=(0, 1)), out=self._peak)
         self.rows += rows.shape[1]

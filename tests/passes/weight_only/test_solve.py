@@ -24,7 +24,7 @@ def weights(size=40, widths=(24, 8)):
 
 
 def statistics(x):
-    found = InputStatistics(x.shape[1])
+    found = InputStatistics(x.shape[1], peaks=True)
     found.add(x)
     return found
 

@@ -10,7 +10,7 @@ from qgraph.passes.weight_only.statistics import InputStatistics
 def test_sums_are_those_of_all_rows(lengths, experts, seed):
     rng = np.random.default_rng(seed)
     parts = [rng.standard_normal((experts, n, 5)).astype(np.float32) for n in lengths]
-    found = InputStatistics(5, experts)
+    found = InputStatistics(5, experts, peaks=True)
     for part in parts:
         found.add(part if experts > 1 else part[0])
     rows = np.concatenate(parts, axis=1).astype(np.float64)
@@ -18,7 +18,6 @@ def test_sums_are_those_of_all_rows(lengths, experts, seed):
     for expert, gram in zip(rows, found.gram(), strict=True):
         np.testing.assert_allclose(gram, expert.T @ expert / count, rtol=1e-4, atol=1e-6)
     size = np.abs(rows)
-    np.testing.assert_allclose(found.magnitude(), size.sum((0, 1)) / (count * experts), rtol=1e-6)
     np.testing.assert_allclose(found.peak(), size.max((0, 1), initial=0), rtol=1e-7)
 
 
