@@ -157,12 +157,13 @@ def evaluate_all(
     with ExitStack() as stack:
         told.stage("opening")
         sessions = {name: stack.enter_context(_open(run)) for name, run in every.items()}
-        first, session = next(iter(sessions.items()))
-        caches = cache_axes_of(every[first].model, session.inputs)
+        fullest = max(sessions, key=lambda name: len(sessions[name].inputs))
+        inputs = sessions[fullest].inputs
+        caches = cache_axes_of(every[fullest].model, inputs)
         images = (image_options(run, recipe) for run in every.values())
         dataset = open_data(
             data,
-            sided(session.inputs, chosen.sides),
+            sided(inputs, chosen.sides),
             images=next((each for each in images if each is not None), None),
             caches={side + name: axis for side in chosen.sides for name, axis in caches.items()},
             samples=samples,

@@ -195,6 +195,24 @@ def test_dynamic_axes_of_two_sides_differ_but_the_batch_does_not() -> None:
     assert sided(inputs, ("",)) == inputs
 
 
+def test_models_may_differ_in_their_inputs(tmp_path: Path) -> None:
+    texts = {
+        "plain": "net (float[n, 3] x) => (float[n, 3] y) { y = Neg(x) }",
+        "more": "net (float[n, 3] x, float[n, 3] w) => (float[n, 3] y) { y = Mul(x, w) }",
+    }
+    for name, text in texts.items():
+        onnx.save(model(text), tmp_path / f"{name}.onnx")
+    x = np.eye(3, dtype=np.float32)
+    data = {"x": x, "w": x, "label": np.arange(3)}
+    for first, second in (("plain", "more"), ("more", "plain")):
+        found = qgraph.evaluate(
+            tmp_path / f"{first}.onnx", metric="top1", data=data,
+            versus=tmp_path / f"{second}.onnx",
+        )  # fmt: skip
+        scores = {first: found.score, second: found.versus.score if found.versus else None}
+        assert scores == {"plain": 0, "more": 1}
+
+
 def test_rows_of_a_fixed_batch_are_samples(tmp_path: Path) -> None:
     onnx.save(model("net (float[4, 3] x) => (float[4, 3] y) { y = Neg(x) }"), tmp_path / "m.onnx")
     x = -np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2, 0, 1]]

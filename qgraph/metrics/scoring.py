@@ -37,10 +37,15 @@ def sided(inputs: Sequence[TensorInfo], sides: Sequence[str]) -> list[TensorInfo
 
 
 def run_sides(session: Session, sides: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> Outputs:
-    """Run a model once for each side; names of outputs get the side's prefix, as feeds have it."""
+    """Run a model once for each side; names of outputs get the side's prefix, as feeds have it.
+
+    Feeds for inputs that the model lacks are left out: a decoder may have caches, and its original
+    none.
+    """
     outputs: Outputs = {}
+    names = [info.name for info in session.inputs]
     for side in sides:
-        own = {name.removeprefix(side): x for name, x in feeds.items() if name.startswith(side)}
+        own = {name: feeds[side + name] for name in names if side + name in feeds}
         outputs |= {side + name: array for name, array in session.run(own).items()}
     return outputs
 
