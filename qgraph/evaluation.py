@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qgraph.artifact import MANIFEST, Artifact
 from qgraph.data import open_data
 from qgraph.data.opening import Given
@@ -19,7 +16,7 @@ from qgraph.interface import Interface
 from qgraph.kv_cache import cache_axes_of
 from qgraph.listener import Listener, Silent
 from qgraph.metrics import metric as find_metric
-from qgraph.metrics.bootstrap import bootstrap
+from qgraph.metrics.comparison import Interval, compare, estimate
 from qgraph.metrics.metric import Contributions, Metric
 from qgraph.metrics.scoring import score_data, sided
 from qgraph.record import find_original
@@ -27,7 +24,6 @@ from qgraph.runnable import Runnable, image_options, runnable
 from qgraph.runtime.backend import Session
 
 Model = str | os.PathLike[str] | Artifact
-Interval = tuple[float, float]
 
 # With fewer samples, percentile intervals hold the true score less often than they say.
 FEW_SAMPLES = 30
@@ -217,54 +213,35 @@ def _evaluation(
     sessions: dict[str, Session],
     metric: Metric,
 ) -> Evaluation:
-    ours = found[run.path]
-    theirs = None
-    if original is not None and not metric.versus_original:
-        theirs = found[original.path]
-        if len(theirs) != len(ours):
-            raise DataError(
-                f"{metric.name} gives {len(ours)} numbers here and {len(theirs)} of the original",
-                where=run.path,
+    ours, versus = found[run.path], None
+    try:
+        if original is None or metric.versus_original:
+            own = estimate(metric, ours)
+        else:
+            both = compare(metric, ours, found[original.path])
+            own = both.ours
+            versus = Versus(
+                model=original.path,
+                engine=sessions[original.path].engine,
+                score=both.theirs.value,
+                interval=both.theirs.interval,
+                change=both.change.value,
+                change_interval=both.change.interval,
             )
-    score = _score(metric, ours, run)
-
-    def statistics(drawn: NDArray[np.intp]) -> list[float]:
-        one = metric.score(ours[drawn])
-        other = float("nan") if theirs is None else metric.score(theirs[drawn])
-        return [one, other, one - other]
-
-    intervals = [(float(low), float(high)) for low, high in bootstrap(statistics, len(ours))]
-    versus = None
-    if original is not None and theirs is not None:
-        base = _score(metric, theirs, original)
-        versus = Versus(
-            model=original.path,
-            engine=sessions[original.path].engine,
-            score=base,
-            interval=intervals[1],
-            change=score - base,
-            change_interval=intervals[2],
-        )
+    except DataError as error:
+        error.where = run.path
+        raise
     return Evaluation(
         model=run.path,
         engine=sessions[run.path].engine,
         metric=metric.name,
         better=metric.better,
         samples=len(ours),
-        score=score,
-        interval=intervals[0],
+        score=own.value,
+        interval=own.interval,
         versus=versus,
-        notes=_notes(len(ours), intervals[0]),
+        notes=_notes(len(ours), own.interval),
     )
-
-
-def _score(metric: Metric, rows: Contributions, run: Runnable) -> float:
-    score = metric.score(rows)
-    if not np.isfinite(score):
-        raise DataError(
-            f"these {len(rows)} samples have no {metric.name} (it is {score})", where=run.path
-        )
-    return score
 
 
 def _notes(count: int, interval: Interval) -> tuple[str, ...]:

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.data.caches import add_empty
-from qgraph.data.image_options import ImageOptions
 from qgraph.data.inputs import Dim, Feeds, InputLayout, InputSpec, Sample, shape_text
-from qgraph.data.pixels import normalize
+from qgraph.data.pixels import from_pixels
 from qgraph.errors import DataError
 
 _PREPROCESS = (
@@ -79,26 +78,6 @@ def conform(item: Mapping[str, Any], layout: InputLayout, where: str) -> list[Sa
     if count in (1, layout.batch):
         return [Sample(feeds, labels)]
     return [Sample(_row(feeds, i), _row(labels, i)) for i in range(count)]
-
-
-def from_pixels(array: NDArray[np.uint8], images: ImageOptions) -> NDArray[Any]:
-    """Turn raw images into the floats that [images] makes of image files.
-
-    Args:
-        array: uint8 [..., H, W, C] or [..., C, H, W], channels in the order of [images].
-        images: The recipe's table.
-
-    Returns:
-        float32 in the layout of [images]; the array itself where no axis has the channels.
-    """
-    count = 1 if images.channels == "gray" else 3
-    axes = {"NHWC": -1, "NCHW": -3}
-    # Where both could be the channels, the layout is taken to be the model's.
-    for layout in sorted(axes, key=lambda layout: layout != images.layout):
-        if array.ndim >= 3 and array.shape[axes[layout]] == count:
-            floats = normalize(np.moveaxis(array, axes[layout], -1), images)
-            return np.ascontiguousarray(np.moveaxis(floats, -1, axes[images.layout]))
-    return array
 
 
 def _as_array(value: Any, place: str) -> NDArray[Any]:
