@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,16 @@ from rich.table import Table
 
 import qgraph
 from qgraph.artifact import Artifact
+from qgraph.data.inputs import Feeds, Sample
+from qgraph.metrics import metric
+from qgraph.metrics.metric import Metric
+from qgraph.metrics.scoring import run_sides
 from qgraph.runtime import backend
+from qgraph.runtime.backend import Session
 from qgraph.runtime.reference import open_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 REPAIRS = ("smooth", "equalize_layers", "equalize_depthwise", "adaround", "correct_bias")
-Feeds = dict[str, np.ndarray[Any, Any]]
 
 
 @dataclass
@@ -45,15 +49,34 @@ class Task:
         name: For `--models`.
         model: Its file.
         calibration: Samples to calibrate with.
-        evaluation: Samples to score on, in batches.
-        score: Text for what all outputs of the evaluation samples are worth.
+        evaluation: Labelled samples to score on, in batches, as the metric takes them.
+        metric: What the outputs are worth; None where there are no labels.
     """
 
     name: str
     model: Path
     calibration: list[Feeds]
-    evaluation: list[Feeds]
-    score: Callable[[list[Feeds]], str]
+    evaluation: list[Sample]
+    metric: Metric | None
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Prefixes of inputs and outputs; see `Metric`."""
+        return self.metric.sides if self.metric else ("",)
+
+    def run(self, session: Session) -> list[Feeds]:
+        """All outputs of the evaluation samples."""
+        return [run_sides(session, self.sides, sample.feeds) for sample in self.evaluation]
+
+    def score(self, outputs: list[Feeds]) -> str:
+        """The metric's name and what these outputs are worth; empty without a metric."""
+        if self.metric is None:
+            return ""
+        rows = [
+            self.metric.contributions(each, sample.labels)
+            for each, sample in zip(outputs, self.evaluation, strict=True)
+        ]
+        return f"{self.metric.name} {self.metric.score(np.concatenate(rows)):.4f}"
 
 
 def main() -> int:
@@ -68,7 +91,7 @@ def main() -> int:
     table = Table("model", "recipe", "SQNR dB", "score int8", "score fp32", "compile s")
     for task in tasks(wanted):
         with backend("onnxruntime-cpu").open(task.model) as session:
-            exact = [session.run(feeds) for feeds in task.evaluation]
+            exact = task.run(session)
         for recipe in args.recipes.split(","):
             name, *repairs = recipe.split("+")
             off = REPAIRS if name == "none" else ()
@@ -107,17 +130,23 @@ def measure(
         runs = artifact.manifest.engine is not None
         open_model = backend("onnxruntime-cpu").open if runs else open_reference
         with open_model(artifact.model_path) as session:
-            got = [session.run(feeds) for feeds in task.evaluation]
-    return [f"{sqnr(exact, got):.2f}", task.score(got), task.score(exact), f"{seconds:.1f}"]
+            got = task.run(session)
+    return [
+        f"{sqnr(exact, got, task.sides):.2f}",
+        task.score(got),
+        task.score(exact),
+        f"{seconds:.1f}",
+    ]
 
 
-def sqnr(exact: list[Feeds], got: list[Feeds]) -> float:
+def sqnr(exact: list[Feeds], got: list[Feeds], sides: Sequence[str] = ("",)) -> float:
     """Signal to quantization noise ratio of the last output over all samples, decibels."""
     signal = noise = 0.0
+    last = [[name for name in exact[0] if name.startswith(side)][-1] for side in sides]
     for want, have in zip(exact, got, strict=True):
-        name = list(want)[-1]
-        signal += float(np.square(want[name], dtype=np.float64).sum())
-        noise += float(np.square(want[name].astype(np.float64) - have[name]).sum())
+        for name in last:
+            signal += float(np.square(want[name], dtype=np.float64).sum())
+            noise += float(np.square(want[name].astype(np.float64) - have[name]).sum())
     return 10 * float(np.log10(signal / noise)) if noise else float("inf")
 
 
@@ -150,16 +179,16 @@ def _find(kind: str, name: str) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def _top1(labels: np.ndarray[Any, Any]) -> Callable[[list[Feeds]], str]:
-    def score(outputs: list[Feeds]) -> str:
-        logits = np.concatenate([next(reversed(each.values())) for each in outputs])
-        return f"top-1 {(logits.argmax(1) == labels).mean():.4f}"
-
-    return score
+def _rows(x: np.ndarray[Any, Any], name: str) -> list[Feeds]:
+    return [{name: x[i : i + 1]} for i in range(len(x))]
 
 
-def _rows(x: np.ndarray[Any, Any], name: str, size: int = 1) -> list[Feeds]:
-    return [{name: x[i : i + size]} for i in range(0, len(x), size)]
+def labelled(
+    inputs: Feeds, labels: np.ndarray[Any, Any], size: int, name: str = "label"
+) -> list[Sample]:
+    """Cut arrays with samples along the first axis into batches."""
+    parts = (slice(i, i + size) for i in range(0, len(labels), size))
+    return [Sample({k: x[part] for k, x in inputs.items()}, {name: labels[part]}) for part in parts]
 
 
 def _images(mean: list[float], std: list[float]) -> Callable[[str], Task | None]:
@@ -171,8 +200,8 @@ def _images(mean: list[float], std: list[float]) -> Callable[[str], Task | None]
             scaled = (data["x"].astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
             labels = data["y"]
         x = np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
-        parts = _rows(x[:128], "input"), _rows(x[128:], "input", 8)
-        return Task(name, model, *parts, _top1(labels[128:]))
+        evaluation = labelled({"input": x[128:]}, labels[128:], 8)
+        return Task(name, model, _rows(x[:128], "input"), evaluation, metric("top1"))
 
     return make
 
@@ -182,8 +211,8 @@ def _digits(name: str) -> Task:
 
     digits = load()
     model = ROOT / "models" / "digits" / f"{name}.onnx"
-    parts = _rows(digits.train_x, "image"), _rows(digits.test_x, "image", 50)
-    return Task(name, model, *parts, _top1(digits.test_y))
+    evaluation = labelled({"image": digits.test_x}, digits.test_y, 50)
+    return Task(name, model, _rows(digits.train_x, "image"), evaluation, metric("top1"))
 
 
 def _sentences(name: str) -> Task | None:
@@ -194,15 +223,15 @@ def _sentences(name: str) -> Task | None:
     with np.load(files[0]) as data:
         calibration = [_tokens(row[None]) for row in next(iter(data.values()))[:256]]
     with np.load(files[1]) as data:
-        sides, scores = (data["a"], data["b"]), data["score"]
-    evaluation = [_tokens(ids[i : i + 64]) for ids in sides for i in range(0, len(ids), 64)]
-
-    def score(outputs: list[Feeds]) -> str:
-        rows = np.concatenate([each["sentence_embedding"] for each in outputs])
-        cosine = (rows[: len(scores)] * rows[len(scores) :]).sum(1)
-        return f"Spearman {np.corrcoef(_ranks(cosine), _ranks(scores))[0, 1]:.4f}"
-
-    return Task(name, model, calibration, evaluation, score)
+        pairs = labelled({side: data[side] for side in ("a", "b")}, data["score"], 64, "score")
+    evaluation = [
+        Sample(
+            {f"{side}.{k}": x for side, ids in feeds.items() for k, x in _tokens(ids).items()},
+            labels,
+        )
+        for feeds, labels in pairs
+    ]
+    return Task(name, model, calibration, evaluation, metric("spearman"))
 
 
 def _tokens(ids: np.ndarray[Any, Any]) -> Feeds:
@@ -210,29 +239,24 @@ def _tokens(ids: np.ndarray[Any, Any]) -> Feeds:
     return {"input_ids": used, "attention_mask": (used != 0).astype(np.int64)}
 
 
-def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: np.ndarray[Any, Any] = (np.cumsum(count) - (count - 1) / 2)[inverse]
-    return ranks
-
-
 def _lines(name: str) -> Task:
     from models.zoo import ppocr
     from models.zoo.fonts import load_fonts
-    from models.zoo.reading import cer, ctc_greedy
     from models.zoo.textlines import draw_lines
 
     model, fonts = ppocr.fetch(), load_fonts()
     calibration = draw_lines(48, split="calibration", fonts=fonts)
     evaluation = draw_lines(120, split="evaluation", fonts=fonts)
-    characters = ppocr.alphabet(model)
-
-    def score(outputs: list[Feeds]) -> str:
-        reads = [ctc_greedy(next(iter(each.values()))[0], characters) for each in outputs]
-        return f"CER {cer(reads, [line.text for line in evaluation]):.4f}"
-
-    parts = ([{ppocr.INPUT: line.tensor()} for line in each] for each in (calibration, evaluation))
-    return Task(name, model, *parts, score)
+    return Task(
+        name,
+        model,
+        [{ppocr.INPUT: line.tensor()} for line in calibration],
+        [
+            Sample({ppocr.INPUT: line.tensor()}, {"text": np.array([line.text])})
+            for line in evaluation
+        ],
+        metric("cer").bind([model]),
+    )
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from rich.table import Table
 import qgraph
 from models.zoo import ppocr
 from models.zoo.fonts import load_fonts
-from models.zoo.reading import cer, ctc_greedy
 from models.zoo.textlines import TextLine, draw_lines
 from qgraph.artifact import Artifact
 from qgraph.errors import QGraphError
+from qgraph.metrics.cer import CharacterErrors
 from qgraph.runtime import backend
 from qgraph.runtime.backend import Session, available_cores
 from qgraph.runtime.bench import BenchResult, bench
@@ -111,9 +111,8 @@ def score(
         files: Their ONNX files.
         lines: What to read.
     """
-    characters = ppocr.alphabet(files[0])
-    texts = [line.text for line in lines]
-    rates = [cer(read_lines(session, lines, characters), texts) for session in sessions]
+    metric = CharacterErrors().bind(files)
+    rates = [error_rate(session, lines, metric) for session in sessions]
     feeds = {ppocr.INPUT: median_line(lines).tensor()}
     names = ("original", "int8")
     timings = bench(dict(zip(names, sessions, strict=True)), feeds, seconds=BENCH_S)
@@ -122,13 +121,15 @@ def score(
     return before, after
 
 
-def read_lines(session: Session, lines: Sequence[TextLine], characters: Sequence[str]) -> list[str]:
-    """Return what `session` reads on each line."""
-    reads = []
-    for line in lines:
-        (scores,) = session.run({ppocr.INPUT: line.tensor()}).values()
-        reads.append(ctc_greedy(scores[0], characters))
-    return reads
+def error_rate(session: Session, lines: Sequence[TextLine], metric: CharacterErrors) -> float:
+    """Return the character error rate of what `session` reads, all lines together."""
+    rows = [
+        metric.contributions(
+            session.run({ppocr.INPUT: line.tensor()}), {"text": np.array([line.text])}
+        )
+        for line in lines
+    ]
+    return metric.score(np.concatenate(rows))
 
 
 def median_line(lines: Sequence[TextLine]) -> TextLine:

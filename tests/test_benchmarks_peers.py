@@ -16,10 +16,12 @@ from benchmarks.peers.__main__ import RUN, chosen, samples
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.recipes import run
 from benchmarks.peers.table import Row
+from qgraph.data.inputs import Sample
+from qgraph.metrics import metric
 
 
 def row(package: str, recipe: str, **numbers: object) -> Row:
-    usual = {"sqnr": 20.0, "score": "top-1 0.7500", "speed": 2.0, "file_mb": 4.0}
+    usual = {"sqnr": 20.0, "score": "top1 0.7500", "speed": 2.0, "file_mb": 4.0}
     costs = {"seconds": 10.0, "cpu_seconds": 9.0, "peak_mb": 500.0}
     return Row(package, recipe, **{**usual, **costs, **numbers})  # type: ignore[arg-type]
 
@@ -27,7 +29,7 @@ def row(package: str, recipe: str, **numbers: object) -> Row:
 def test_ahead_names_what_is_better_and_nothing_else() -> None:
     rows = [
         row("a 1", "x", sqnr=21.0, seconds=30.0),
-        row("b 2", "y", peak_mb=400.0, speed=0.5, score="top-1 0.7600"),
+        row("b 2", "y", peak_mb=400.0, speed=0.5, score="top1 0.7600"),
         row("c 3", "equal"),
         Row("d 4", "failed", note="no such operator"),
         row("qgraph", "best", sqnr=30.0),
@@ -35,27 +37,27 @@ def test_ahead_names_what_is_better_and_nothing_else() -> None:
     ]
     assert table.ahead(rows) == [
         "a 1, x is ahead in: SQNR dB 21.00",
-        "b 2, y is ahead in: score top-1 0.7600, peak MB 400",
+        "b 2, y is ahead in: score top1 0.7600, peak MB 400",
     ]
     assert table.ahead(rows, "best") == [
-        "b 2, y is ahead in: score top-1 0.7600, peak MB 400",
+        "b 2, y is ahead in: score top1 0.7600, peak MB 400",
     ]
     assert table.ahead(rows, "absent") == []
 
 
 def test_a_lower_error_rate_is_better() -> None:
-    ours = row("qgraph", "default", score="CER 0.0200")
-    assert table.ahead([row("a", "x", score="CER 0.0100"), ours]) == [
-        "a, x is ahead in: score CER 0.0100"
+    ours = row("qgraph", "default", score="cer 0.0200")
+    assert table.ahead([row("a", "x", score="cer 0.0100"), ours]) == [
+        "a, x is ahead in: score cer 0.0100"
     ]
-    assert table.ahead([row("a", "x", score="CER 0.0300"), ours]) == []
+    assert table.ahead([row("a", "x", score="cer 0.0300"), ours]) == []
 
 
 def test_markdown_has_a_cell_for_every_head() -> None:
     rows = [row("a", "x", note="left | right"), Row("b", "y", note="failed")]
-    text = table.markdown(rows, "top-1 0.7778").splitlines()
+    text = table.markdown(rows, "top1 0.7778").splitlines()
     assert {line.count("|") for line in text} == {len(table.HEADS) + 1}
-    assert "score (fp32 top-1 0.7778)" in text[0]
+    assert "score (fp32 top1 0.7778)" in text[0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -137,19 +139,21 @@ def test_the_scorer_is_right_and_looks_past_outputs_left_behind(
     labels = x.argmax(1)
     labels[:3] = (labels[:3] + 1) % 4
     plain = scaled(tmp_path / "plain.onnx", 1.0)
-    task = accuracy.Task("t", plain, feeds, feeds, accuracy._top1(labels))
+    evaluation = accuracy.labelled({"x": x}, labels, 4)
+    task = accuracy.Task("t", plain, feeds, evaluation, metric("top1"))
     reference = scoring.Reference(task)
     file = scaled(tmp_path / "q.onnx", 1.01, extra=True)
     got = reference.complete(Row("p", "r"), file)
     assert got.sqnr == pytest.approx(40.0, abs=1e-3)
-    assert got.score == reference.score == "top-1 0.5000"
+    assert got.score == reference.score == "top1 0.5000"
     assert got.speed is not None and got.speed > 0
     assert got.file_mb == file.stat().st_size / 1e6
 
 
 def test_a_file_that_does_not_run_gets_a_note(tmp_path: Path) -> None:
     feeds = samples({"x": np.ones((2, 4), np.float32)})
-    task = accuracy.Task("t", scaled(tmp_path / "p.onnx", 1.0), feeds, feeds, lambda _: "")
+    evaluation = [Sample(each, {}) for each in feeds]
+    task = accuracy.Task("t", scaled(tmp_path / "p.onnx", 1.0), feeds, evaluation, None)
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
     got = scoring.Reference(task).complete(Row("p", "r"), tmp_path / "bad.onnx")
     assert got.sqnr is None and got.note.startswith("onnxruntime: ")
@@ -166,3 +170,10 @@ def test_onnxruntime_recipe_is_that_of_the_calibration_benchmark(tmp_path: Path)
     assert took["seconds"] > 0 and took["peak_mb"] > 10
     calibration._onnxruntime("MinMax", model, feeds, tmp_path / "b.onnx")
     assert onnx.load(tmp_path / "a.onnx").graph == onnx.load(tmp_path / "b.onnx").graph
+
+
+def test_sqnr_is_of_the_last_output_of_every_side() -> None:
+    exact = [{f"{side}.{name}": np.ones(2) for side in "ab" for name in ("states", "embedding")}]
+    got = [{**exact[0], "a.states": np.zeros(2), "b.embedding": np.array([1.1, 1.0])}]
+    sides = ("a.", "b.")
+    assert accuracy.sqnr(exact, got, sides) == pytest.approx(10 * np.log10(4 / 0.01))

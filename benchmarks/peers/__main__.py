@@ -30,6 +30,9 @@ from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.environments import Environment, InstallError, environment, last_line
 from benchmarks.peers.recipes.run import save
 from benchmarks.peers.table import Row
+from qgraph.data.inputs import Sample
+from qgraph.metrics import metric
+from qgraph.onnx_io import peek
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUN = Path(__file__).resolve().parent / "recipes" / "run.py"
@@ -172,8 +175,12 @@ def from_files(args: argparse.Namespace) -> accuracy.Task:
     with np.load(args.score) as arrays:
         inputs = dict(arrays)
     labels = inputs.pop("labels", None)
-    score = accuracy._top1(labels) if labels is not None else lambda _: ""
-    return accuracy.Task(args.model.name, args.model, calibration, samples(inputs), score)
+    if labels is None:
+        evaluation = [Sample(feeds, {}) for feeds in samples(inputs)]
+        return accuracy.Task(args.model.name, args.model, calibration, evaluation, None)
+    top1 = metric("top1", output=peek(args.model).outputs[-1].name)
+    evaluation = accuracy.labelled(inputs, labels, 1)
+    return accuracy.Task(args.model.name, args.model, calibration, evaluation, top1)
 
 
 def samples(inputs: accuracy.Feeds) -> list[accuracy.Feeds]:

@@ -23,7 +23,7 @@ class Reference:
         """Run the float model over the evaluation samples."""
         self.task = task
         with backend("onnxruntime-cpu").open(task.model) as session:
-            self._exact = [session.run(feeds) for feeds in task.evaluation]
+            self._exact = task.run(session)
         self.score = task.score(self._exact)
 
     def complete(self, row: Row, file: Path) -> Row:
@@ -37,9 +37,7 @@ class Reference:
                 # Some tools leave outputs of their own behind; the score looks at the last one.
                 got = [
                     {name: each[name] for name in want}
-                    for want, each in zip(
-                        self._exact, map(session.run, self.task.evaluation), strict=True
-                    )
+                    for want, each in zip(self._exact, self.task.run(session), strict=True)
                 ]
                 times = bench(
                     {"float": plain, "int8": session}, self.task.calibration[0], seconds=SECONDS
@@ -47,6 +45,7 @@ class Reference:
         except Exception as error:  # noqa: BLE001  (any engine's refusal is a result here)
             row.note = f"onnxruntime: {last_line(str(error))}"
             return row
-        row.sqnr, row.score = sqnr(self._exact, got), self.task.score(got)
+        row.sqnr = sqnr(self._exact, got, self.task.sides)
+        row.score = self.task.score(got)
         row.speed = 1 / times[1].relative_time
         return row

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qgraph.metrics import metrics
+
 HEADS = (
     "package",
     "recipe",
@@ -26,7 +28,7 @@ class Row:
         package: Distribution and version.
         recipe: As the catalogue names it.
         sqnr: Decibels.
-        score: The task's own score, as text with one number at its end.
+        score: Name of a metric and a number.
         speed: Times as fast as float32.
         file_mb: Size of the file, 10^6 bytes.
         seconds: From the model file to the quantized file.
@@ -79,8 +81,8 @@ def markdown(rows: Sequence[Row], score: str) -> str:
 def ahead(rows: Sequence[Row], ours: str = "default") -> list[str]:
     """Say of every peer's row in what it is ahead of qgraph's recipe `ours`.
 
-    Higher SQNR, score and speed are better, and lower size, seconds and memory; a score that starts
-    with CER is an error rate. Equal is not ahead. Rows that qgraph lacks give nothing.
+    Higher SQNR and speed are better, and lower size, seconds and memory; of scores what the metric
+    says. Equal is not ahead. Rows that qgraph lacks give nothing.
     """
     own = next((row for row in rows if row.package == "qgraph" and row.recipe == ours), None)
     if own is None or own.sqnr is None:
@@ -103,8 +105,9 @@ def ahead(rows: Sequence[Row], ours: str = "default") -> list[str]:
 
 def _merits(row: Row) -> list[float | None]:
     """One number for each of `HEADS[2:9]`, the higher the better."""
-    score = float(row.score.split()[-1]) if row.score else None
-    if score is not None and row.score.startswith("CER"):
-        score = -score
+    score = None
+    if row.score:
+        name, number = row.score.split()
+        score = float(number) if metrics()[name].better == "higher" else -float(number)
     costs = (row.file_mb, row.seconds, row.cpu_seconds, row.peak_mb)
     return [row.sqnr, score, row.speed, *(None if cost is None else -cost for cost in costs)]

@@ -28,19 +28,3 @@ def fetch() -> Path:
     if file_sha256(path) != MODEL_SHA256:
         raise ModelError("is not the pinned model", where=str(path), fix="delete it and run again")
     return path
-
-
-def alphabet(model: Path) -> list[str]:
-    """Return the character of every output class: blank, the metadata's `character`, space.
-
-    Raises:
-        ModelError: The model has no metadata key `character`.
-    """
-    import onnx
-
-    proto = onnx.load(model, load_external_data=False)
-    for entry in proto.metadata_props:
-        if entry.key == "character":
-            # Not splitlines(): it would also split at the alphabet's own Unicode separators.
-            return ["", *entry.value.rstrip("\n").split("\n"), " "]
-    raise ModelError("has no metadata key 'character'", where=str(model))
