@@ -33,6 +33,7 @@ from qgraph.preparation import (
 from qgraph.recipe import Recipe
 from qgraph.runtime.backend import TensorInfo
 from qgraph.target_fit import check_shapes, too_large
+from qgraph.text import few
 from qgraph.tokenizer import copy_tokenizer
 from qgraph.verify import Outputs, reference_outputs, verify
 
@@ -162,7 +163,7 @@ def compile(
     artifact = Artifact.load(folder)
     if accuracy is not None and not accuracy.passed:
         raise AccuracyError(
-            "; ".join(accuracy.failures),
+            few(accuracy.failures),
             where=str(folder),
             fix="the artifact is kept and marked as failed; exclude nodes, add calibration data, "
             "or lower verify.min_sqnr_db in the recipe",

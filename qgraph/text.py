@@ -37,6 +37,12 @@ def counted(number: int, singular: str, plural: str = "") -> str:
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
+def few(lines: Sequence[str], most: int = 3) -> str:
+    """Return lines on one, those beyond `most` only counted: 'a; b; c; and 2 more'."""
+    rest = len(lines) - most
+    return "; ".join([*lines[:most], *([f"and {rest:,} more"] if rest > 0 else [])])
+
+
 def dtype(name: str) -> str:
     """Return an ONNX type's name as numpy spells it: 'FLOAT' gives 'float32'."""
     lower = name.lower()

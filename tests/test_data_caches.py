@@ -117,7 +117,11 @@ def test_a_decoder_is_calibrated_and_verified_on_ids_alone(decoder, tmp_path, mo
     monkeypatch.setattr("qgraph.engine_choice.BUDGET_S", 0.1)
     ids = np.random.default_rng(0).integers(0, TINY.vocabulary, (8, 12))
     artifact = qgraph.compile(
-        decoder, output=tmp_path / "out", precision="int8", data={"input_ids": ids}
+        decoder,
+        output=tmp_path / "out",
+        precision="int8",
+        data={"input_ids": ids},
+        settings=["calibrate.observer=minmax"],
     )
     accuracy = artifact.manifest.accuracy
     assert accuracy is not None and accuracy.data == "held out" and accuracy.samples > 0

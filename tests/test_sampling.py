@@ -1,27 +1,34 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from qgraph.errors import EngineError, UsageError
 from qgraph.sampling import Sampling
 
-LOGITS = arrays(np.float32, st.integers(1, 12), elements=st.floats(-50, 50, width=32))
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@given(LOGITS, SEEDS)
-def test_temperature_zero_and_top_one_take_the_likeliest(logits, seed):
+def drawn(seed):
+    """1 to 12 logits, rounded so that some are equal, and the generator that drew them."""
     rng = np.random.default_rng(seed)
+    return rng.normal(0, 10, rng.integers(1, 13)).round().astype(np.float32), rng
+
+
+@settings(deadline=None)
+@given(SEEDS)
+def test_temperature_zero_and_top_one_take_the_likeliest(seed):
+    logits, rng = drawn(seed)
     assert Sampling().choose(logits, rng) == logits.argmax()
     found = Sampling(temperature=1.0, top_k=1).choose(logits, rng)
     assert logits[found] == logits.max()
 
 
-@given(LOGITS, SEEDS, st.integers(1, 12), st.floats(0.01, 10))
-def test_only_the_k_likeliest_are_drawn(logits, seed, k, temperature):
-    found = Sampling(temperature, k).choose(logits, np.random.default_rng(seed))
+@settings(deadline=None)
+@given(SEEDS, st.integers(1, 12), st.floats(0.01, 10))
+def test_only_the_k_likeliest_are_drawn(seed, k, temperature):
+    logits, rng = drawn(seed)
+    found = Sampling(temperature, k).choose(logits, rng)
     assert (logits > logits[found]).sum() < k
 
 
@@ -29,11 +36,11 @@ def test_only_the_k_likeliest_are_drawn(logits, seed, k, temperature):
 def test_draws_follow_the_softmax(temperature):
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampling, rng = Sampling(temperature), np.random.default_rng(0)
-    counts = np.bincount([sampling.choose(logits, rng) for _ in range(20_000)], minlength=4)
+    counts = np.bincount([sampling.choose(logits, rng) for _ in range(5_000)], minlength=4)
     weights = np.array([0.5, 0.3, 0.15, 0.05]) ** (1 / temperature)
     expected = weights / weights.sum()
-    deviation = np.sqrt(expected * (1 - expected) / 20_000)
-    assert (np.abs(counts / 20_000 - expected) < 4 * deviation).all()
+    deviation = np.sqrt(expected * (1 - expected) / 5_000)
+    assert (np.abs(counts / 5_000 - expected) < 4 * deviation).all()
 
 
 def test_large_logits_and_forbidden_tokens():

@@ -1,5 +1,6 @@
 """What `qgraph compile` prints when it is done, from the artifact's manifest."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from qgraph.pipeline import Stage
 
 _REASONS = 8
+_OUTPUTS = 6
 # Fused ones run in float inside the kernel of an integer one.
 _NODES = {"float": "{count} left in float", "fused": "{count} fused"}
 
@@ -86,13 +88,21 @@ def _float_reasons(stages: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
 def _accuracy(accuracy: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if accuracy is None:
         return [("accuracy", "not compared")]
-    many = len(accuracy["outputs"]) > 1
-    rows = []
-    for output in accuracy["outputs"]:
-        name = f"accuracy {output['name']}" if many else "accuracy"
-        rows.append((name, _agreement(output)))
+    outputs = accuracy["outputs"]
+    shown, rest = outputs[:_OUTPUTS], outputs[_OUTPUTS:]
+    if rest:  # such as a decoder's caches: the first output is what users look at
+        shown, rest = outputs[:1], outputs[1:]
+    many = len(outputs) > 1
+    rows = [
+        (f"accuracy {output['name']}" if many else "accuracy", _agreement(output))
+        for output in shown
+    ]
+    if rest:
+        worst = min(rest, key=lambda output: _sqnr(output))
+        what = f"worst in {worst['name']}: {_agreement(worst)}"
+        rows.append((f"of {len(rest):,} others", what))
     compared = f"{text.counted(accuracy['samples'], 'sample')}, {accuracy['data']}"
-    verdict = "" if accuracy["passed"] else f"; FAILED: {'; '.join(accuracy['failures'])}"
+    verdict = "" if accuracy["passed"] else f"; FAILED: {text.few(accuracy['failures'])}"
     return [*rows, ("compared on", f"{compared}, against the original unoptimised{verdict}")]
 
 
@@ -110,6 +120,12 @@ def _agreement(output: Mapping[str, Any]) -> str:
     if not parts:
         parts.append(f"{output['exact_share']:.2%} of the elements are equal")
     return ", ".join(parts)
+
+
+def _sqnr(output: Mapping[str, Any]) -> float:
+    """Return the SQNR in dB as a number; infinities come as text, and an exact output has none."""
+    value = output.get("sqnr_db")
+    return math.inf if value is None else float(value)
 
 
 def _decibels(value: float | str) -> str:

@@ -326,3 +326,23 @@ def test_progress_is_drawn_on_terminals_only(convnet, cwd):
     assert b"measuring engines" in drawn and b"\x1b[" in drawn
     # Shown at once to who watches, and in the summary for who reads stdout.
     assert b"qgraph: warning: int8 needs" in drawn and "int8 needs" in out
+
+
+def test_many_outputs_are_summed_up(invoke, cwd):
+    # As many as a decoder with its caches has.
+    outputs = ", ".join(f"float[n, 4] y{i}" for i in range(9))
+    body = " ".join(f"y{i} = Mul(x, s{i})" for i in range(9))
+    scales = {f"s{i}": np.float32(1.1 + i) for i in range(9)}
+    onnx.save(model(f"g (float[n, 4] x) => ({outputs}) {{ {body} }}", scales), "m.onnx")
+    (cwd / "strict.toml").write_text('extends = "default"\n[verify]\nmin_sqnr_db = 500.0\n')
+    np.savez("d.npz", x=np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32))
+    options = ["--precision", "fp16", "--recipe", "strict.toml", "--data", "d.npz"]
+    result = invoke("compile", "m.onnx", *options)
+    assert result.exit_code == 1
+    assert result.stderr.count("is below 500 dB") == 3 and "; and 6 more; " in result.stderr
+    rows = [line for line in result.stdout.splitlines() if "SQNR" in line and "FAILED" not in line]
+    assert len(rows) == 2
+    assert rows[0].startswith("accuracy y0 ") and rows[1].startswith("of 8 others")
+    accuracy = json.loads((cwd / "m.fp16" / "manifest.json").read_text())["accuracy"]
+    worst = min(accuracy["outputs"][1:], key=lambda output: output["sqnr_db"])
+    assert f"worst in {worst['name']}: SQNR {worst['sqnr_db']:.1f} dB" in rows[1]
