@@ -17,16 +17,17 @@ from qgraph.passes.weights import (
     weight_quantizer,
 )
 from qgraph.passes.weights.awq import find_scaling, scaled_gram, scaled_weight
-from qgraph.passes.weights.clipped import clipped_rounding
-from qgraph.passes.weights.gptq import GPTQOptions, solve_gptq
+from qgraph.passes.weights.gptq import GPTQOptions, Solved, solve_gptq
 from qgraph.passes.weights.grid import RangeSearch, fit, round_to
 from qgraph.passes.weights.hqq import hqq_float
-from qgraph.passes.weights.loss import relative_loss
+from qgraph.passes.weights.loss import column_losses
 from qgraph.passes.weights.outliers import split_outliers
 from qgraph.passes.weights.results import QuantizedMatrix
 from qgraph.passes.weights.squeeze import squeeze
 
 Floats = NDArray[np.floating]
+# Powers of the channels' magnitudes that are tried; the loss is flat between them.
+ALPHAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75)
 # Outlier channels in float, the others in int8; decided by the input alone.
 MIXED = "llm-int8"
 METHODS = (*WEIGHT_QUANTIZERS, *MATRIX_QUANTIZERS, MIXED)
@@ -119,7 +120,7 @@ def solve_group(
     gram = None if statistics is None else statistics.gram()[0]
     scale = None
     if settings.scaling and statistics is not None and gram is not None:
-        found = find_scaling(weights, settings.spec, gram, tied=tied)
+        found = find_scaling(weights, settings.spec, gram, alphas=ALPHAS, tied=tied)
         scale = found.scale if found.alpha else None
     scaled = list(weights)
     if scale is not None and gram is not None:
@@ -139,27 +140,21 @@ def solve_experts(
     weight: Floats, statistics: InputStatistics | None, settings: Settings
 ) -> Solution:
     """Quantize the weights [E, K, N] of experts, each from the Gram matrix of its own input."""
-    spec = settings.spec
     grams = [None] * len(weight) if statistics is None else list(statistics.gram())
     start = time.perf_counter()
     found = [_solved(w, g, settings) for w, g in zip(weight, grams, strict=True)]
-    encodings = [encoding for _, encoding, _, _ in found]
+    first = found[0].encoding
     encoding = Encoding(
-        spec.dtype,
-        np.stack([e.scale for e in encodings]),
-        np.stack([e.zero_point for e in encodings]),
-        (1, *encodings[0].block),
+        first.dtype,
+        np.stack([each.encoding.scale for each in found]),
+        np.stack([each.encoding.zero_point for each in found]),
+        (1, *first.block),
     )
-    codes = np.stack([codes for codes, _, _, _ in found])
-    losses = [
-        relative_loss(w, dequantize(c, e), g)
-        for w, g, (c, e, _, _) in zip(weight, grams, found, strict=True)
-    ]
-    loss = float(np.mean(losses))
-    quantized = QuantizedWeight(codes, encoding, loss)
-    notes = "; ".join(dict.fromkeys(note for *_, note in found if note))
+    loss = float(np.mean([each.loss for each in found]))
+    quantized = QuantizedWeight(np.stack([each.codes for each in found]), encoding, loss)
+    notes = "; ".join(dict.fromkeys(each.note for each in found if each.note))
     seconds = time.perf_counter() - start
-    return Solution(quantized, None, None, loss, found[0][2], notes, seconds)
+    return Solution(quantized, None, None, loss, found[0].method, notes, seconds)
 
 
 def _uniform(
@@ -170,43 +165,55 @@ def _uniform(
     settings: Settings,
 ) -> list[Solution]:
     """Quantize all weights at once: output channels do not touch each other."""
-    codes, encoding, method, note = _solved(np.concatenate(scaled, axis=1), gram, settings)
-    plain = None if statistics is None else statistics.gram()[0]
+    solved = _solved(np.concatenate(scaled, axis=1), gram, settings)
+    before = solved.nearest
+    if scaled[0] is not weights[0] or not before.size:
+        plain = None if statistics is None else statistics.gram()[0]
+        before = _nearest_losses(np.concatenate(weights, axis=1), plain, settings.spec)
     solutions, stop = [], 0
-    for original, weight in zip(weights, scaled, strict=True):
+    for weight in scaled:
         columns = slice(stop, stop := stop + weight.shape[1])
-        own = replace(
-            encoding,
-            scale=encoding.scale[:, columns],
-            zero_point=encoding.zero_point[:, columns],
+        encoding = replace(
+            solved.encoding,
+            scale=solved.encoding.scale[:, columns],
+            zero_point=solved.encoding.zero_point[:, columns],
         )
-        part = np.ascontiguousarray(codes[:, columns])
-        loss = relative_loss(weight, dequantize(part, own), gram)
-        nearest = fit(original, settings.spec, RangeSearch(signed=settings.spec.symmetric))
-        rounded = dequantize(round_to(original, nearest, settings.spec), nearest)
-        before = relative_loss(original, rounded, plain)
-        quantized = QuantizedWeight(part, own, loss)
-        solutions.append(Solution(quantized, None, before, loss, method, note))
+        # Scaling leaves the size of the result, and so the unit of the errors, as it was.
+        size = solved.sizes[columns].sum()
+        loss, nearest = (
+            float(losses[columns].sum() / size) if size > 0 else 0.0
+            for losses in (solved.losses, before)
+        )
+        codes = np.ascontiguousarray(solved.codes[:, columns])
+        quantized = QuantizedWeight(codes, encoding, loss)
+        solutions.append(Solution(quantized, None, nearest, loss, solved.method, solved.note))
     return solutions
 
 
-def _solved(
-    weight: Floats, gram: Floats | None, settings: Settings
-) -> tuple[NDArray[np.generic], Encoding, str, str]:
-    """Return codes, encoding, what they come from, and a note."""
+def _solved(weight: Floats, gram: Floats | None, settings: Settings) -> Solved:
+    """Quantize one weight [K, N] to uniform codes."""
+    spec, search = settings.spec, settings.gptq.search
     if settings.method == "gptq":
-        solved = solve_gptq(weight, settings.spec, gram, options=settings.gptq)
-        return solved.codes, solved.encoding, solved.method, solved.note
+        return solve_gptq(weight, spec, gram, options=settings.gptq, precise=False)
     if settings.method == "clipped":
-        codes, encoding, _ = clipped_rounding(
-            weight, settings.spec, gram, search=settings.gptq.search, blockwise=gram is not None
-        )
+        encoding = fit(weight, spec, search, gram)
+        codes = round_to(weight, encoding, spec)
     elif settings.method == "rtn":
-        encoding = fit(weight, settings.spec, RangeSearch(signed=settings.spec.symmetric))
-        codes = round_to(weight, encoding, settings.spec)
+        encoding = fit(weight, spec, RangeSearch(signed=search.signed))
+        codes = round_to(weight, encoding, spec)
     else:
-        codes, encoding, _ = weight_quantizer(settings.method)(weight, settings.spec, gram)
-    return codes, encoding, settings.method, ""
+        codes, encoding, _ = weight_quantizer(settings.method)(weight, spec, None)
+    losses = column_losses(weight - dequantize(codes, encoding), gram, weight.dtype)
+    sizes = column_losses(weight, gram, weight.dtype)
+    loss = float(losses.sum() / sizes.sum()) if sizes.sum() > 0 else 0.0
+    return Solved(codes, encoding, loss, settings.method, losses=losses, sizes=sizes)
+
+
+def _nearest_losses(weight: Floats, gram: Floats | None, spec: Spec) -> NDArray[np.float64]:
+    """Return each column's loss where it is rounded to nearest with full ranges."""
+    encoding = fit(weight, spec, RangeSearch(signed=spec.symmetric))
+    rounded = dequantize(round_to(weight, encoding, spec), encoding)
+    return column_losses(weight - rounded, gram, weight.dtype)
 
 
 def _matrix(

@@ -139,6 +139,9 @@ def find_scaling(
     mean = float(np.diag(h).mean())
     h = h / h.dtype.type(mean if mean > 0 else 1)
     values = [working(w) for w in weights]
+    if spec.axis is not None:
+        # Output channels do not touch each other: all layers are one.
+        values = [np.concatenate(values, axis=1)]
     total = sum(layer_loss(w, h, w.dtype) for w in values)
     best, least, losses = np.ones(size, np.float32), np.inf, []
     alpha_of_best = 0.0
@@ -146,9 +149,10 @@ def find_scaling(
         scale = np.exp(alpha * powers).astype(np.float32)
         loss = 0.0
         for w in values:
-            rounded = simulate(w * scale[:, None], spec, search)
-            rounded /= scale[:, None]
-            loss += layer_loss(w - rounded, h, w.dtype)
+            error = simulate(w * scale[:, None], spec, search)
+            error /= scale[:, None]
+            error -= w
+            loss += layer_loss(error, h, w.dtype)
         losses.append((float(alpha), loss / total if total > 0 else 0.0))
         if loss < least:
             best, least, alpha_of_best = scale, loss, float(alpha)

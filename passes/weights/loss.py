@@ -10,10 +10,10 @@ _ROWS = 256
 _DOUBLE = np.dtype(np.float64)
 
 
-def layer_loss(
+def column_losses(
     error: NDArray[Any], gram: NDArray[Any] | None = None, dtype: np.dtype[Any] = _DOUBLE
-) -> float:
-    """Return tr(E^T H E): the summed squared error of the layer's output.
+) -> NDArray[np.float64]:
+    """Return e^T H e of every column e: each output channel's summed squared error, [N].
 
     Only the lower triangle of H is read, which halves the work.
 
@@ -24,16 +24,24 @@ def layer_loss(
     """
     e = error.astype(dtype, copy=False)
     if gram is None:
-        return float(np.vdot(e, e))
-    total = 0.0
+        squares: NDArray[np.float64] = np.einsum("kn,kn->n", e, e, dtype=np.float64)
+        return squares
+    total = np.zeros(e.shape[1])
     for start in range(0, len(e), _ROWS):
         rows = slice(start, start + _ROWS)
         h = gram[rows, : start + _ROWS].astype(dtype, copy=False)
-        total += float(np.vdot(e[rows], h[:, start:] @ e[rows]))
+        total += np.einsum("kn,kn->n", e[rows], h[:, start:] @ e[rows])
         if start:
-            total += 2 * float(np.vdot(e[rows], h[:, :start] @ e[:start]))
+            total += 2 * np.einsum("kn,kn->n", e[rows], h[:, :start] @ e[:start])
     # Rounding can push the loss of a nearly singular H just below zero.
-    return max(total, 0.0)
+    return np.maximum(total, 0.0)
+
+
+def layer_loss(
+    error: NDArray[Any], gram: NDArray[Any] | None = None, dtype: np.dtype[Any] = _DOUBLE
+) -> float:
+    """Return tr(E^T H E), the sum of all columns' losses; see `column_losses`."""
+    return float(column_losses(error, gram, dtype).sum())
 
 
 def relative_loss(
