@@ -1,13 +1,13 @@
 """Run every benchmark, or those named: `python -m benchmarks [graph_passes large_model ...]`.
 
-`peers` runs only when named: it installs gigabytes of other packages.
+These run only when named: `peers` installs gigabytes of other packages, `cuda_weights` wants a GPU.
 """
 
 import runpy
 import sys
 
 ALL = ("graph_passes", "large_model", "cpu_int8", "horizontal_matmul", "accuracy", "calibration")
-NAMED = ("peers",)
+NAMED = ("peers", "cuda_weights")
 
 
 def main() -> int:

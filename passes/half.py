@@ -29,7 +29,9 @@ class Half(Pass):
     in constants stay infinite; a result that is infinite on the data stays in float32.
 
     Bodies of If, Loop and Scan, custom operators, random numbers and quantized operators stay in
-    float32. Each value is cast at most once per direction.
+    float32. Each value is cast at most once per direction. Products with quantized weights and
+    float data (MatMulNBits, DequantizeLinear of constants) are computed in the type: of their
+    constants, scales and float zero points are rounded to it.
 
     Where the target computes nothing in the type, or with `weights_only`, constants are stored
     in it with a Cast to float32 behind them, and everything is computed in float32.
@@ -85,6 +87,7 @@ class Half(Pass):
         report = chooser.report
         label = PRECISION[self.dtype]
         plan = Plan()
+        before = graph.facts.plan or Plan()
         for node in graph.nodes():
             if node in chooser.half:
                 plan.nodes[node.name or ""] = (label, f"computes in {self.dtype}")
@@ -94,6 +97,12 @@ class Half(Pass):
             elif node in chooser.reasons:
                 plan.nodes[node.name or ""] = ("float", chooser.reasons[node])
                 report.refuse(node.name or "", chooser.reasons[node])
+        for name, (precision, reason) in before.nodes.items():
+            if precision != "float":
+                plan.nodes[name] = (precision, reason)
+            elif name in plan.nodes:
+                kind, why = plan.nodes[name]
+                plan.nodes[name] = (kind, f"{reason}; {why}")
         rewrite(graph, chooser.half, HALF[self.dtype])
         graph.facts.plan = plan
         return report

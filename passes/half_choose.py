@@ -26,6 +26,12 @@ ADDED = {
     "GroupNormalization": (2,),
 }
 
+# Inputs that codes are multiplied by. A scale may be a subnormal number, as long as it keeps its
+# value: other tensors that small are judged by what computing with them would lose.
+SCALES = {"DequantizeLinear": (1,), "MatMulNBits": (2,)}
+# Rounding may move scales by this share of their norm: much less than codes of 8 bits round by.
+SCALE_ERROR = 2.0**-9
+
 HALF = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 
 
@@ -174,9 +180,11 @@ class Chooser:
             value = node.inputs[index]
             assert value is not None
             reason = misfits.get(value) or self._constant_misfit(value)
-            if reason is not None and not (
-                index in ADDED.get(node.op_type, ()) and self._vanishes(value)
-            ):
+            if reason is None:
+                continue
+            added = index in ADDED.get(node.op_type, ()) and self._vanishes(value)
+            scale = index in SCALES.get(node.op_type, ()) and self._keeps(value)
+            if not (added or scale):
                 return f"its input {value.name!r} {reason}"
         for index in sorted(found.outputs):
             reason = misfits.get(node.outputs[index])
@@ -194,6 +202,16 @@ class Chooser:
         """Whether a constant misfits by being small, not by being large."""
         array = self.graph.array(value)
         return array is not None and bool(np.all(np.abs(array) < self.limits.smallest))
+
+    def _keeps(self, value: Value) -> bool:
+        """Whether a constant, rounded to half, is nearly what it was."""
+        array = self.graph.array(value)
+        if array is None:
+            return False
+        with np.errstate(over="ignore"):
+            rounded = array.astype(HALF[self.limits.dtype].numpy()).astype(np.float64)
+        moved = np.linalg.norm(rounded - array)
+        return bool(moved <= SCALE_ERROR * np.linalg.norm(array.astype(np.float64)))
 
     # -- nodes whose type is their neighbours' affair --------------------------------------------
 

@@ -39,6 +39,13 @@ QUANTIZED = frozenset(
     }
 )
 
+# Operators outside the standard that compute in their data's type, with every input and output
+# that has it. Their scales and float zero points are rounded with it; codes stay as they are.
+# Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
+CONTRIBUTED = {
+    ("com.microsoft", "MatMulNBits"): ((True, False, True, True, False, True), (True,)),
+}
+
 # Operators that copy elements and compute nothing: their type matters to their neighbours only.
 MOVEMENT = frozenset(
     {
@@ -92,11 +99,12 @@ def slots(graph: Graph, node: Node, half: ir.DataType) -> Slots | str:
     floats = [v for v in values if v is not None and v.dtype == ir.DataType.FLOAT]
     if not floats and graph.is_standard(node) and all(v is None or v.dtype for v in values):
         return Slots(frozenset(), frozenset())
-    if not graph.is_standard(node):
+    contributed = CONTRIBUTED.get((node.domain, node.op_type))
+    if not graph.is_standard(node) and contributed is None:
         return f"custom operator of domain {node.domain!r}"
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _attrs(node)):
         return "its bodies stay in float32; values are cast at their border"
-    if node.op_type in QUANTIZED:
+    if node.op_type in QUANTIZED and not dequantizes_weight(graph, node):
         return "part of a quantized model"
     if node.op_type in KEPT:
         return KEPT[node.op_type]
@@ -104,7 +112,7 @@ def slots(graph: Graph, node: Node, half: ir.DataType) -> Slots | str:
         return "the type of one of its values is unknown"
     if any(v is not None and v.name and not isinstance(v.type, ir.TensorType) for v in values):
         return "it works on sequences or optional values"
-    found = _allowed(node.op_type, graph.opset, half.name.lower())
+    found = contributed or _allowed(node.op_type, graph.opset, half.name.lower())
     if found is None:
         return f"onnx {onnx.__version__} has no {node.op_type} for opset {graph.opset}"
     formal_inputs, formal_outputs = found
@@ -117,11 +125,26 @@ def slots(graph: Graph, node: Node, half: ir.DataType) -> Slots | str:
 
 
 def in_quantized_unit(graph: Graph, node: Node) -> bool:
-    """Whether an engine may run `node` in integers, between DequantizeLinear and QuantizeLinear."""
+    """Whether an engine may run `node` in integers, between DequantizeLinear and QuantizeLinear.
+
+    Codes of weights alone make no integer kernel: the data must be codes, too.
+    """
     before = (v.producer() for v in node.inputs if v is not None)
     after = (use.node for out in node.outputs for use in out.uses())
-    return any(n is not None and graph.is_standard(n, "DequantizeLinear") for n in before) or any(
-        graph.is_standard(n, "QuantizeLinear") for n in after
+    return any(
+        n is not None
+        and graph.is_standard(n, "DequantizeLinear")
+        and not graph.is_constant(n.inputs[0])
+        for n in before
+    ) or any(graph.is_standard(n, "QuantizeLinear") for n in after)
+
+
+def dequantizes_weight(graph: Graph, node: Node) -> bool:
+    """Whether `node` makes a float weight of constant codes, for kernels that compute in float."""
+    return (
+        graph.is_standard(node, "DequantizeLinear")
+        and graph.is_constant(node.inputs[0])
+        and not any(in_quantized_unit(graph, reader) for reader in graph.readers(node.outputs[0]))
     )
 
 

@@ -190,7 +190,7 @@ def _rewrite(
         return [], None
     options = job.recipe.passes
     stages = Pipeline(flow.exact_passes(options, own), hooks=hooks).run(graph, context)
-    passes = flow.quantizing_passes(job.precision, options)
+    passes = flow.quantizing_passes(job.precision, options, job.target)
     floating = None
     if passes:
         floating = scratch / "float.onnx"
@@ -201,7 +201,7 @@ def _rewrite(
         if (
             job.precision not in ("fp16", "bf16")
             and plan is not None
-            and all(entry[0] == "float" for entry in plan.nodes.values())
+            and all(entry[0] in ("float", "fp16", "bf16") for entry in plan.nodes.values())
         ):
             job.warn(f"{job.precision} found nothing to quantize; `qgraph explain` says why")
     for stage in stages:

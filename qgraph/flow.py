@@ -6,7 +6,7 @@ from typing import Any
 from qgraph.errors import UsageError, unknown_name
 from qgraph.pipeline import Pass
 from qgraph.registry import by_name
-from qgraph.target import WEIGHT_ONLY
+from qgraph.target import WEIGHT_ONLY, Target
 
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -61,13 +61,16 @@ def exact_passes(options: Options, own: Sequence[Pass] = ()) -> list[Pass]:
     return [*before, *own, *build([*fusions, *AGAIN, "infer_shapes", *MARKS], options)]
 
 
-def quantizing_passes(precision: str, options: Options) -> list[Pass]:
-    """Passes that bring the model to `precision`."""
-    implied = IMPLIED.get(precision, {})
+def quantizing_passes(precision: str, options: Options, target: Target | None = None) -> list[Pass]:
+    """Passes that bring the model to `precision`, for a target or for none in particular."""
+    names, implied = QUANTIZING[precision], IMPLIED.get(precision, {})
+    if precision in WEIGHT_ONLY and target is not None and target.float_type:
+        names = (*names, *QUANTIZING[target.float_type])
+        implied = implied | IMPLIED[target.float_type]
     merged = {**options}
     for name, values in implied.items():
         merged[name] = {**options.get(name, {}), **values}
-    return build(_with_io(QUANTIZING[precision], options), merged)
+    return build(_with_io(names, options), merged)
 
 
 def _with_io(names: tuple[str, ...], options: Options) -> tuple[str, ...]:

@@ -52,23 +52,29 @@ def resolve(
     """
     hardware = named_target(target)
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or "default")
+    wanted = precision or _of_recipe(loaded) or hardware.default_precision
     if recipe is None or recipe in named_recipes():
         # What was measured for the target goes before what was measured for all.
-        own = hardware.settings.get(precision or loaded.precision, ())
+        own = hardware.settings.get(wanted, ())
         loaded = with_settings(loaded, list(own))
     loaded = with_settings(loaded, list(settings))
     loaded = _with_io(loaded, io, io_outputs)
     flow.check_options(loaded.passes)
-    wanted = precision or loaded.precision or hardware.default_precision
     if wanted not in hardware.precisions:
         if wanted in PRECISIONS:
+            why = hardware.refused.get(wanted)
             raise UsageError(
-                f"target {hardware.name!r} has no {wanted}",
+                f"target {hardware.name!r} has no {wanted}" + (f": {why}" if why else ""),
                 fix=f"choose one of: {', '.join(hardware.precisions)}",
             )
         raise unknown_name("precision", wanted, hardware.precisions)
     globs = (*loaded.exclude, *exclude)
     return Job(hardware, loaded, wanted, wanted, globs, listener or Silent(), [])
+
+
+def _of_recipe(recipe: Recipe) -> str | None:
+    """Return the precision that a recipe asks for; None where it leaves that to the target."""
+    return recipe.precision if "precision" in recipe.model_fields_set else None
 
 
 def _with_io(recipe: Recipe, inputs: str | None, outputs: str | None) -> Recipe:

@@ -128,6 +128,9 @@ class Target:
         batch: The only length that the batch axis may have; None for any.
         memory: Bytes of model beyond which it slows down or fails; None for no limit.
         weight_only: Which weights in few bits it multiplies float activations by.
+        float_type: What else those models compute in: `fp16`, `bf16`, or empty for their own type.
+        costs: Name of the measured times of its products; see `qgraph.costs`.
+        refused: Why it lacks precisions that one might expect of it.
         settings: By precision, `pass.option=value` lines that suit it better than what the recipes
             that ship with qgraph say; the user's own recipes and settings win.
         no_engine: Where there are no engines: why qgraph can't run it.
@@ -155,6 +158,9 @@ class Target:
     batch: int | None = None
     memory: int | None = None
     weight_only: WeightOnlyRules = WeightOnlyRules()
+    float_type: Literal["", "fp16", "bf16"] = ""
+    costs: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     no_engine: str = ""
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from qgraph.context import Context
+from qgraph.costs import load_costs, pays
 from qgraph.encoding import Spec
 from qgraph.facts import Plan, QuantizedWeight
 from qgraph.graph import Graph
@@ -20,7 +21,7 @@ from qgraph.passes.weights import WEIGHT_QUANTIZERS
 from qgraph.passes.weights.gptq import GPTQOptions
 from qgraph.passes.weights.grid import SHARES, RangeSearch
 from qgraph.pipeline import Pass, PassReport
-from qgraph.target import ANYTHING, WeightOnlyRules
+from qgraph.target import ANYTHING, Target, WeightOnlyRules
 
 # What methods that need data are replaced with where there is none.
 WITHOUT_DATA = "clipped"
@@ -77,6 +78,9 @@ class WeightOnly(Pass):
         min_elements: Smaller weights stay in float.
         memory_mb: Memory beside the model for values handed from layer to layer, MB; more goes to
             disk.
+        batch: Rows that the layers will multiply at a time (tokens of a decoder's step, times
+            sequences): where the target has measured times, layers that so few bits make slower
+            stay in float. Default: none is left for that reason.
         accuracy_level: MatMulNBits: 0 and 1 compute in float, 4 rounds activations to int8.
         resume: Go on from the last finished layer of an interrupted run.
     """
@@ -96,6 +100,7 @@ class WeightOnly(Pass):
     skip_worse: Annotated[int, Field(ge=0)] = 0
     min_elements: Annotated[int, Field(ge=1)] = 4096
     memory_mb: Annotated[int, Field(ge=1)] = 1024
+    batch: Annotated[int, Field(ge=1)] | None = None
     accuracy_level: Literal[0, 1, 4] = 0
     resume: bool = True
 
@@ -123,6 +128,10 @@ class WeightOnly(Pass):
             for layer in [layer for layer in layers if len(layer.shape) == 3]:
                 refused[layer.name] = f"{settings.method} takes no stack of experts' weights"
                 layers.remove(layer)
+        if self.batch is not None:
+            for name, reason in self._slower(layers, self.batch, context.target, report).items():
+                refused[name] = reason
+                layers = [layer for layer in layers if layer.name != name]
         plan = Plan(
             nodes={n.name or "": ("float", f"{n.op_type} stays in float") for n in graph.walk()}
         )
@@ -144,6 +153,28 @@ class WeightOnly(Pass):
         graph.drop_unread_initializers()
         graph.facts.plan, graph.facts.quantized = plan, True
         return report
+
+    def _slower(
+        self, layers: Sequence[Layer], batch: int, target: Target | None, report: PassReport
+    ) -> dict[str, str]:
+        """Return the layers that few bits make slower on the target, with reasons, by name."""
+        if target is None or not target.costs:
+            name = "without a target" if target is None else f"for target {target.name}"
+            report.warnings.append(f"no times were measured {name}: batch={batch} decides nothing")
+            return {}
+        table, kernel = load_costs(target.costs), f"int{self.bits}"
+        against = target.float_type or "fp32"
+        found = {}
+        for layer in layers:
+            if len(layer.shape) != 2:
+                continue
+            verdict = pays(table, *layer.shape, batch, kernel, self.group, against=against)
+            if verdict is not None and not verdict.pays:
+                found[layer.name] = (
+                    f"{kernel} would take {verdict.ratio:.2f} times as long as {against} "
+                    f"at batch {batch} ({verdict.source})"
+                )
+        return found
 
     def _settings(self, rules: WeightOnlyRules, report: PassReport, context: Context) -> Settings:
         """Return how to quantize, once the target is known to execute it."""

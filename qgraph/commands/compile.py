@@ -14,6 +14,7 @@ from qgraph.commands.debugging import (
     stopped_at,
 )
 from qgraph.commands.options import (
+    Batch,
     Bits,
     Data,
     EncodingsFile,
@@ -84,6 +85,7 @@ def command(
     bits: Bits = None,
     group: Group = None,
     symmetric: Symmetric = None,
+    batch: Batch = None,
     data: Data = None,
     samples: Samples = None,
     recipe: RecipeName = None,
@@ -164,7 +166,7 @@ def command(
     from qgraph.debug import Stopped
 
     out = Output.begin(ctx, verbose, quiet, as_json)
-    lines, precision = with_weights(settings or [], precision, bits, group, symmetric)
+    lines, precision = with_weights(settings or [], precision, bits, group, symmetric, batch)
     stages: list[Stage] = []
     hooks = debug_hooks(
         DebugOptions(dump_ir, print_after or [], stop_after, verify), stages, model, data, recipe

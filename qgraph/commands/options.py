@@ -155,6 +155,18 @@ Symmetric = Annotated[
     ),
 ]
 
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch",
+        metavar="N",
+        min=1,
+        show_default=False,
+        help="Rows that a layer will multiply at a time: where the target's measured times say that "
+        "weights in few bits are slower there, the layer stays in float.",
+    ),
+]
+
 
 def with_weights(
     settings: list[str],
@@ -162,13 +174,14 @@ def with_weights(
     bits: int | None,
     group: int | None,
     symmetric: bool | None,
+    batch: int | None,
 ) -> tuple[list[str], str | None]:
     """Return settings and precision with the options of weights in few bits put into them.
 
     Raises:
         UsageError: There is no such width, or the precision is another one.
     """
-    given = {"group": group, "symmetric": symmetric}
+    given = {"group": group, "symmetric": symmetric, "batch": batch}
     own = [f"weight_only.{k}={str(v).lower()}" for k, v in given.items() if v is not None]
     if bits is None:
         return [*own, *settings], precision

@@ -3,6 +3,7 @@
 TARGETS = [
     "qgraph.targets.cpu:CPU",
     "qgraph.targets.cpu:CPU_X86",
+    "qgraph.targets.cuda:CUDA",
     "qgraph.targets.tensorrt:TENSORRT",
     "qgraph.targets.gpu_nvidia:GPU_NVIDIA",
     "qgraph.targets.mobile_arm:MOBILE_ARM",

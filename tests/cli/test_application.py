@@ -168,7 +168,7 @@ def test_completion_takes_the_shell_from_the_environment(invoke):
             {"int8", "int8-dynamic", "int8-weights", "int4", "int3", "int2"},
         ),
         ("qgraph compile m.onnx --recipe imagenet-", {"imagenet-half", "imagenet-mean"}),
-        ("qgraph compile --target c", {"cpu", "cpu-x86"}),
+        ("qgraph compile --target c", {"cpu", "cpu-x86", "cuda"}),
         ("qgraph bench --engine onnx", {"onnxruntime-cpu", "onnxruntime-cuda"}),
     ],
 )
