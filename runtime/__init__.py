@@ -44,8 +44,14 @@ def observing_backend(model: Path) -> Backend:
     Args:
         model: ONNX file; external data lies beside it, its name beginning with the model's.
     """
+    return observing_backend_of(
+        sum(file.stat().st_size for file in model.parent.glob(f"{model.name}*"))
+    )
+
+
+def observing_backend_of(size: int) -> Backend:
+    """The same for a model of `size` bytes, of which parts are run."""
     cuda = backend("onnxruntime-cuda")
-    size = sum(file.stat().st_size for file in model.parent.glob(f"{model.name}*"))
     if size < GPU_PAYS_BYTES or cuda.unavailable():
         return backend("onnxruntime-cpu")
     return cuda

@@ -20,7 +20,7 @@ from qgraph.passes.weight_only.boundary import Boundary
 from qgraph.passes.weight_only.stages import Group, Stage
 from qgraph.passes.weight_only.statistics import InputStatistics
 from qgraph.runtime import observing_backend
-from qgraph.runtime.backend import EngineOptions, Session, available_cores
+from qgraph.runtime.backend import Backend, EngineOptions, Session, available_cores
 from qgraph.subgraph import subgraph
 
 Array = NDArray[Any]
@@ -42,7 +42,13 @@ def keep_inputs(stages: Iterable[Stage], data: Iterable[Any], boundary: Boundary
 
 
 def run_stage(
-    graph: Graph, stage: Stage, weights: Weights, boundary: Boundary, context: Context, label: str
+    graph: Graph,
+    stage: Stage,
+    weights: Weights,
+    boundary: Boundary,
+    context: Context,
+    label: str,
+    engine: Backend | None = None,
 ) -> None:
     """Run a stage on all samples, one a core at a time.
 
@@ -53,6 +59,7 @@ def run_stage(
         boundary: Where its inputs are, and where its results and its layers' inputs go.
         context: Told about progress.
         label: What is going on.
+        engine: What runs it; None chooses by the size of the part.
 
     Raises:
         EngineError: The engine refuses the stage.
@@ -64,7 +71,7 @@ def run_stage(
     names = [v.name or "" for v in computed]
     reads = [v.name or "" for v in stage.reads]
     first = dict(zip(stage.reads, boundary.get(0, reads).values(), strict=True))
-    with opened(graph, stage.nodes, first, computed, weights, threads=1) as session:
+    with opened(graph, stage.nodes, first, computed, weights, threads=1, engine=engine) as session:
         samples = (boundary.get(i, reads) for i in range(boundary.samples))
         for index, results in enumerate(_in_order(session, samples, names)):
             boundary.put(index, results)
@@ -80,6 +87,7 @@ def opened(
     weights: Weights,
     *,
     threads: int = 0,
+    engine: Backend | None = None,
 ) -> Iterator[Session]:
     """Open some nodes of a graph in an engine.
 
@@ -90,6 +98,7 @@ def opened(
         outputs: What to compute.
         weights: By value, what stands in for weights.
         threads: Of one run.
+        engine: What runs it; None chooses by the size of the part.
     """
     part = subgraph(graph, nodes, list(feeds), outputs, weights)
     # Shape inference may not know what running the model has shown.
@@ -98,7 +107,8 @@ def opened(
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         path = Path(folder) / "part.onnx"
         onnx_io.save(part, path)
-        with observing_backend(path).open(path, EngineOptions(threads=threads)) as session:
+        chosen = observing_backend(path) if engine is None else engine
+        with chosen.open(path, EngineOptions(threads=threads)) as session:
             yield session
 
 
@@ -110,14 +120,18 @@ def forget(stage: Stage, boundary: Boundary) -> None:
         boundary.drop(index, [v.name or "" for v in unread])
 
 
-def summed_up(group: Group, boundary: Boundary, *, peaks: bool = False) -> InputStatistics:
-    """Return the statistics of the input of a group; largest magnitudes where asked for.
+def summed_up(
+    group: Group, boundary: Boundary, *, peaks: bool = False, device: bool = False
+) -> InputStatistics:
+    """Return the statistics of the input of a group; see `InputStatistics` for the options.
 
     Raises:
         DataError: It is NaN or infinite.
     """
     shape, name = group.layers[0].shape, group.data.name or ""
-    statistics = InputStatistics(shape[-2], shape[0] if len(shape) == 3 else 1, peaks=peaks)
+    statistics = InputStatistics(
+        shape[-2], shape[0] if len(shape) == 3 else 1, peaks=peaks, device=device
+    )
     for index in range(boundary.samples):
         statistics.add(boundary.get(index, [name])[name])
     if not statistics.finite():

@@ -1,5 +1,6 @@
 """Quantizes layers in the order in which they compute, each on what those before it really give."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from qgraph.passes.weight_only.scaling import (
 from qgraph.passes.weight_only.solve import MIXED, Settings, Solution, solve_experts, solve_group
 from qgraph.passes.weight_only.stages import Group, Stage, cut
 from qgraph.passes.weight_only.store import Store
+from qgraph.runtime import GPU_PAYS_BYTES, observing_backend_of
 from qgraph.subgraph import read_by
 
 
@@ -86,19 +88,23 @@ def on_data(
     solutions: dict[Layer, Solution] = {}
     places: dict[Group, Place] = {}
     number = resumed = 0
+    # Parts are smaller than what pays off on a GPU, all of them together may not be.
+    size = 4 * sum(math.prod(layer.shape) for layer in layers)
+    engine, device = observing_backend_of(size), size >= GPU_PAYS_BYTES
     with Boundary(memory) as boundary:
         keep_inputs(stages, data, boundary)
         for index, stage in enumerate(stages):
             label = f"quantizing weights, stage {index + 1} of {len(stages)}"
             weights = _stand_ins(stage, solutions)
-            run_stage(graph, stage, weights, boundary, context, label)
+            run_stage(graph, stage, weights, boundary, context, label, engine)
             for group in stage.groups:
                 place = None
                 if settings.scaling and _can_scale(group):
                     place = _place(graph, stage, group, layers, boundary, weights)
                 found = store.get(number)
                 if found is None or len(found) != len(group.layers):
-                    found = store.put(number, _solve(graph, group, boundary, settings, place))
+                    solved = _solve(graph, group, boundary, settings, place, device)
+                    found = store.put(number, solved)
                 else:
                     resumed += len(found)
                 number += 1
@@ -110,9 +116,15 @@ def on_data(
 
 
 def _solve(
-    graph: Graph, group: Group, boundary: Boundary, settings: Settings, place: Place | None
+    graph: Graph,
+    group: Group,
+    boundary: Boundary,
+    settings: Settings,
+    place: Place | None,
+    device: bool,
 ) -> list[Solution]:
-    statistics = summed_up(group, boundary, peaks=settings.method == MIXED)
+    peaks = settings.method == MIXED
+    statistics = summed_up(group, boundary, peaks=peaks, device=device and settings.uniform)
     matrices = [layer.matrix(graph) for layer in group.layers]
     if matrices[0].ndim == 3:
         return [solve_experts(matrices[0], statistics, settings)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.arrays import beside, host
 from qgraph.encoding import Encoding, Spec, dequantize
 from qgraph.facts import QuantizedWeight
 from qgraph.passes.weight_only.statistics import InputStatistics
@@ -118,6 +119,8 @@ def solve_group(
     """
     start = time.perf_counter()
     gram = None if statistics is None else statistics.gram()[0]
+    if gram is not None:
+        weights = [beside(gram, weight) for weight in weights]
     scale = None
     if settings.scaling and statistics is not None and gram is not None:
         found = find_scaling(weights, settings.spec, gram, alphas=ALPHAS, tied=tied)
@@ -142,7 +145,8 @@ def solve_experts(
     """Quantize the weights [E, K, N] of experts, each from the Gram matrix of its own input."""
     grams = [None] * len(weight) if statistics is None else list(statistics.gram())
     start = time.perf_counter()
-    found = [_solved(w, g, settings) for w, g in zip(weight, grams, strict=True)]
+    pairs = zip(weight, grams, strict=True)
+    found = [_solved(w if g is None else beside(g, w), g, settings) for w, g in pairs]
     first = found[0].encoding
     encoding = Encoding(
         first.dtype,
@@ -202,8 +206,8 @@ def _solved(weight: Floats, gram: Floats | None, settings: Settings) -> Solved:
         encoding = fit(weight, spec, RangeSearch(signed=search.signed))
         codes = round_to(weight, encoding, spec)
     else:
-        codes, encoding, _ = weight_quantizer(settings.method)(weight, spec, None)
-    losses = column_losses(weight - dequantize(codes, encoding), gram, weight.dtype)
+        codes, encoding, _ = weight_quantizer(settings.method)(host(weight), spec, None)
+    losses = column_losses(weight - beside(weight, dequantize(codes, encoding)), gram, weight.dtype)
     sizes = column_losses(weight, gram, weight.dtype)
     loss = float(losses.sum() / sizes.sum()) if sizes.sum() > 0 else 0.0
     return Solved(codes, encoding, loss, settings.method, losses=losses, sizes=sizes)
@@ -213,7 +217,7 @@ def _nearest_losses(weight: Floats, gram: Floats | None, spec: Spec) -> NDArray[
     """Return each column's loss where it is rounded to nearest with full ranges."""
     encoding = fit(weight, spec, RangeSearch(signed=spec.symmetric))
     rounded = dequantize(round_to(weight, encoding, spec), encoding)
-    return column_losses(weight - rounded, gram, weight.dtype)
+    return column_losses(weight - beside(weight, rounded), gram, weight.dtype)
 
 
 def _matrix(

@@ -1,7 +1,11 @@
 """What weight quantizers want to know of a layer's input, summed up over samples."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from qgraph.arrays import beside, gpu
 
 # Rows that are multiplied together: short products waste time.
 _ROWS = 2048
@@ -13,16 +17,20 @@ class InputStatistics:
     The inputs of E experts, [E, ..., K], have a Gram matrix each.
     """
 
-    def __init__(self, size: int, experts: int = 1, *, peaks: bool = False) -> None:
+    def __init__(
+        self, size: int, experts: int = 1, *, peaks: bool = False, device: bool = False
+    ) -> None:
         """Start with no rows.
 
         Args:
             size: K.
             experts: E.
             peaks: Whether magnitudes are looked at; they take time.
+            device: Whether to sum up on the GPU, where there is one.
         """
         self._size, self._experts = size, experts
-        self._products = np.zeros((experts, size, size), np.float32)
+        cupy = gpu() if device else None
+        self._products: Any = (cupy or np).zeros((experts, size, size), np.float32)
         self._peak = np.zeros(size, np.float32) if peaks else None
         self._waiting: list[NDArray[np.float32]] = []
         self.rows = 0
@@ -42,9 +50,10 @@ class InputStatistics:
         return bool(np.isfinite(np.einsum("ekk->k", self._products)).all())
 
     def gram(self) -> NDArray[np.float32]:
-        """Return X^T X / rows, float32 [E, K, K]."""
+        """Return X^T X / rows, float32 [E, K, K]; on the GPU where it was summed up there."""
         self._multiply()
-        return self._products / np.float32(max(self.rows, 1))
+        found: NDArray[np.float32] = self._products / np.float32(max(self.rows, 1))
+        return found
 
     def peak(self) -> NDArray[np.float32]:
         """Return max |x|, [K]."""
@@ -58,9 +67,9 @@ class InputStatistics:
         rows = np.concatenate(self._waiting, axis=1)
         self._waiting.clear()
         with np.errstate(over="ignore", invalid="ignore"):
-            for products, part in zip(self._products, rows, strict=True):
+            for expert, part in enumerate(beside(self._products, rows)):
                 # numpy sees that this is symmetric and computes one half.
-                products += part.T @ part
+                self._products[expert] += part.T @ part
         if self._peak is not None:
             np.maximum(self._peak, np.abs(rows).max(axis=(0, 1)), out=self._peak)
         self.rows += rows.shape[1]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.arrays import beside, host
 from qgraph.encoding import Encoding, Spec
 from qgraph.passes.weights.grid import FULL, Floats, RangeSearch, simulate, working
 from qgraph.passes.weights.loss import layer_loss
@@ -94,13 +95,14 @@ def awq(
 
 def scaled_weight(weight: NDArray[np.floating], scale: NDArray[np.float32]) -> Floats:
     """Return scale * weight, rows scaled."""
-    result: Floats = working(weight) * scale[:, None]
+    result: Floats = working(weight) * beside(weight, scale)[:, None]
     return result
 
 
 def scaled_gram(gram: NDArray[np.floating], scale: NDArray[np.float32]) -> Floats:
     """Return the Gram matrix of X / scale."""
-    result: Floats = gram / scale / scale[:, None]
+    factor = beside(gram, scale)
+    result: Floats = gram / factor / factor[:, None]
     return result
 
 
@@ -132,7 +134,7 @@ def find_scaling(
         shapes = [w.shape for w in weights]
         raise ValueError(f"weights {shapes}, {len(alphas)} alphas, Gram matrix {gram.shape}")
     if magnitude is None:
-        magnitude = np.sqrt(np.maximum(np.diag(gram), 0))
+        magnitude = np.sqrt(np.maximum(host(np.diag(gram)), 0))
     powers = _log_magnitude(magnitude.astype(np.float64), tied)
     h = gram.astype(np.result_type(gram.dtype, np.float32), copy=False)
     # A mean diagonal of 1 keeps float32 products in range.
@@ -149,8 +151,9 @@ def find_scaling(
         scale = np.exp(alpha * powers).astype(np.float32)
         loss = 0.0
         for w in values:
-            error = simulate(w * scale[:, None], spec, search)
-            error /= scale[:, None]
+            factor = beside(w, scale)[:, None]
+            error = simulate(w * factor, spec, search)
+            error /= factor
             error -= w
             loss += layer_loss(error, h, w.dtype)
         losses.append((float(alpha), loss / total if total > 0 else 0.0))

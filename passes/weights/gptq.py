@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.arrays import beside, host
 from qgraph.encoding import Encoding, Spec, dequantize
 from qgraph.errors import UsageError
 from qgraph.passes.weights.grid import (
@@ -29,7 +30,7 @@ from qgraph.passes.weights.grid import (
 )
 from qgraph.passes.weights.loss import column_losses
 from qgraph.passes.weights.refine import refine
-from qgraph.passes.weights.sweep import round_in_order
+from qgraph.passes.weights.sweep import permuted, round_in_order
 
 # Damping is raised this often, tenfold each time, before the Gram matrix is given up.
 _RAISES = 2
@@ -165,8 +166,8 @@ def solve_gptq(
     h = _cleaned(gram)
     if h is None:
         return replace(best, note="the Gram matrix is zero: rounded to nearest")
-    rank = np.argsort(-np.diag(gram), kind="stable") if options.order else None
-    ordered = h if rank is None else h[np.ix_(rank, rank)]
+    rank = np.argsort(-host(np.diag(gram)), kind="stable") if options.order else None
+    ordered = h if rank is None else permuted(h, rank)
     factor, damping, note = _factor(ordered, options.damping)
     best = replace(best, note=note)
     if factor is None:
@@ -185,7 +186,7 @@ def solve_gptq(
             sweeps=options.sweeps,
             refit=options.refit,
         )
-    losses = column_losses(values - dequantize(codes, encoding), gram, dtype)
+    losses = column_losses(_error(values, codes, encoding), gram, dtype)
     total = best.sizes.sum()
     loss = float(losses.sum() / total) if total > 0 else 0.0
     if best.loss < loss:
@@ -202,10 +203,15 @@ def _judged(
     method: str,
     note: str = "",
 ) -> Solved:
-    losses = column_losses(weight - dequantize(codes, encoding), gram, dtype)
+    losses = column_losses(_error(weight, codes, encoding), gram, dtype)
     sizes = column_losses(weight, gram, dtype)
     loss = float(losses.sum() / sizes.sum()) if sizes.sum() > 0 else 0.0
     return Solved(codes, encoding, loss, method, note, losses, losses, sizes)
+
+
+def _error(weight: Floats, codes: NDArray[np.generic], encoding: Encoding) -> Floats:
+    error: Floats = weight - beside(weight, dequantize(codes, encoding))
+    return error
 
 
 def _cleaned(gram: NDArray[np.floating]) -> NDArray[np.float64] | None:
@@ -233,6 +239,9 @@ def _factor(h: NDArray[np.float64], wanted: float) -> tuple[NDArray[np.float64] 
             lower = np.linalg.cholesky(_damped(h, damping)[::-1, ::-1])
         except np.linalg.LinAlgError:
             continue
+        # On a GPU nothing is raised.
+        if not np.isfinite(np.diag(lower)).all():
+            continue
         note = f"singular with damping {wanted:g}; {damping:g} was used" if attempt else ""
         return lower[::-1, ::-1].astype(np.float64, copy=False), damping, _about_gram(note)
     note = f"singular even with damping {damping:g}: rounded to nearest"
@@ -240,9 +249,7 @@ def _factor(h: NDArray[np.float64], wanted: float) -> tuple[NDArray[np.float64] 
 
 
 def _damped(h: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
-    result = h.copy()
-    result[np.diag_indices_from(result)] += damping
-    return result
+    return h + damping * np.eye(len(h), like=h)
 
 
 def _about_gram(note: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.arrays import beside, host
 from qgraph.encoding import INTEGERS, SMALLEST_SCALE, Encoding, Spec, encode_range, expand
 from qgraph.errors import UsageError
 
@@ -86,8 +87,8 @@ def snap(
     steps: Floats = np.divide(values, scale, out=out)
     np.rint(steps, out=steps)
     # Faster than np.clip, most of all on short rows.
-    np.maximum(steps, np.asarray(first - zero, steps.dtype), out=steps)
-    np.minimum(steps, np.asarray(last - zero, steps.dtype), out=steps)
+    np.maximum(steps, np.subtract(first, zero).astype(steps.dtype), out=steps)
+    np.minimum(steps, np.subtract(last, zero).astype(steps.dtype), out=steps)
     return steps
 
 
@@ -131,8 +132,9 @@ def choose(
         importance: [g], a factor on each row's error; or [g, g], the rows' Gram matrix H: then
             e^T H e of each column's error e decides, whatever the norm.
     """
-    low, high = values.min(axis=0, initial=0.0), values.max(axis=0, initial=0.0)
-    scales, zeros = candidates(low, high, spec, search)
+    if not len(values):
+        values = np.zeros_like(values, shape=(1, values.shape[1]))
+    scales, zeros = candidates(host(values.min(axis=0)), host(values.max(axis=0)), spec, search)
     scale, zero = scales[0], zeros[0]
     if len(scales) == 1:
         return scale, zero
@@ -141,13 +143,13 @@ def choose(
     # One array for all candidates: they would spend their time on getting memory.
     error = np.empty_like(values)
     for tried, at in zip(scales, zeros, strict=True):
-        step = tried.astype(values.dtype)
-        snap(values, step, at, spec, out=error)
+        step = beside(values, tried.astype(values.dtype))
+        snap(values, step, beside(values, at), spec, out=error)
         error *= step
         error -= values
         # Weights near the end of float32's range may overflow to infinity, which never wins.
         with np.errstate(over="ignore"):
-            errors = _power_sums(error, search.norm, weights)
+            errors = host(_power_sums(error, search.norm, weights))
         better = errors < least
         least = np.where(better, errors, least)
         scale, zero = np.where(better, tried, scale), np.where(better, at, zero)
@@ -223,8 +225,8 @@ def simulate(
     for start, stop in groups(spec, len(values)):
         rows = values[start:stop]
         scale, zero = choose(rows, spec, search, _of_rows(importance, start, stop))
-        step = scale.astype(values.dtype)
-        np.multiply(snap(rows, step, zero, spec), step, out=result[start:stop])
+        step = beside(values, scale.astype(values.dtype))
+        np.multiply(snap(rows, step, beside(values, zero), spec), step, out=result[start:stop])
     return result
 
 
@@ -236,11 +238,11 @@ def round_to(weight: Floats, encoding: Encoding, spec: Spec) -> NDArray[np.gener
     """
     values = working(weight)
     scale = expand(encoding.scale, encoding.block, values.shape).astype(values.dtype, copy=False)
-    zero = expand(encoding.zero_point, encoding.block, values.shape)
-    return codes_of(snap(values, scale, zero, spec) + zero, spec)
+    zero = beside(values, expand(encoding.zero_point, encoding.block, values.shape))
+    return codes_of(snap(values, beside(values, scale), zero, spec) + zero, spec)
 
 
 def codes_of(numbers: NDArray[Any], spec: Spec) -> NDArray[np.generic]:
     """Return whole numbers as an array of the spec's integer type."""
-    codes: NDArray[np.generic] = numbers.astype(np.int32).astype(INTEGERS[spec.dtype][2])
+    codes: NDArray[np.generic] = host(numbers.astype(np.int32)).astype(INTEGERS[spec.dtype][2])
     return codes

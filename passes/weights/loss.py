@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.arrays import host
+
 # Rows of the Gram matrix that are converted and multiplied at a time.
 _ROWS = 256
 _DOUBLE = np.dtype(np.float64)
@@ -24,15 +26,14 @@ def column_losses(
     """
     e = error.astype(dtype, copy=False)
     if gram is None:
-        squares: NDArray[np.float64] = np.einsum("kn,kn->n", e, e, dtype=np.float64)
-        return squares
+        return host(np.einsum("kn,kn->n", e, e, dtype=np.float64))
     total = np.zeros(e.shape[1])
     for start in range(0, len(e), _ROWS):
         rows = slice(start, start + _ROWS)
         h = gram[rows, : start + _ROWS].astype(dtype, copy=False)
-        total += np.einsum("kn,kn->n", e[rows], h[:, start:] @ e[rows])
+        total += host(np.einsum("kn,kn->n", e[rows], h[:, start:] @ e[rows]))
         if start:
-            total += 2 * np.einsum("kn,kn->n", e[rows], h[:, :start] @ e[:start])
+            total += 2 * host(np.einsum("kn,kn->n", e[rows], h[:, :start] @ e[:start]))
     # Rounding can push the loss of a nearly singular H just below zero.
     return np.maximum(total, 0.0)
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.arrays import beside, host
 from qgraph.encoding import Encoding, Spec, dequantize
 from qgraph.passes.weights.grid import Floats, codes_of, groups
-from qgraph.passes.weights.sweep import Sweep, scales_of
+from qgraph.passes.weights.sweep import Sweep, permuted, scales_of
 
 
 def refine(
@@ -43,15 +44,16 @@ def refine(
     Source: Chee et al. 2023, "QuIP", arXiv 2307.13304, supplement B ("greedy updates"); Nair and
         Suggala 2024, "CDQuant", arXiv 2406.17542.
     """
-    h = np.asarray(gram, np.float64)
+    h = gram.astype(np.float64, copy=False)
     rank = np.arange(len(weight)) if rank is None else rank
-    pull = (h / np.diag(h)[:, None])[np.ix_(rank, rank)]
+    pull = permuted(h / np.diag(h)[:, None], rank)
+    order = beside(weight, rank)
     for _ in range(sweeps):
-        error = (weight - dequantize(codes, encoding)).astype(weight.dtype)
-        sweep = Sweep(weight[rank], pull, spec, error[rank])
+        error = (weight - beside(weight, dequantize(codes, encoding))).astype(weight.dtype)
+        sweep = Sweep(weight[order], pull, spec, error[order])
         sweep.run(0, len(weight), *scales_of(encoding, spec, weight, rank))
         found = np.empty_like(sweep.codes)
-        found[rank] = sweep.codes
+        found[order] = sweep.codes
         codes = codes_of(found, spec)
         if refit and spec.axis is not None:
             encoding = refit_scales(weight, codes, encoding, spec, h)
@@ -80,17 +82,19 @@ def refit_scales(
     """
     ranges = list(groups(spec, len(weight)))
     which = np.repeat(np.arange(len(ranges)), [stop - start for start, stop in ranges])
-    steps = (codes.astype(np.int32) - encoding.zero_point[which]).astype(weight.dtype)
+    steps = beside(
+        weight, (codes.astype(np.int32) - encoding.zero_point[which]).astype(weight.dtype)
+    )
     h = gram.astype(weight.dtype)
     asked = h @ weight
     right = np.empty((len(ranges), weight.shape[1]))
     left = np.empty((weight.shape[1], len(ranges), len(ranges)))
     for j, (start, stop) in enumerate(ranges):
-        right[j] = np.einsum("kn,kn->n", steps[start:stop], asked[start:stop])
+        right[j] = host(np.einsum("kn,kn->n", steps[start:stop], asked[start:stop]))
         # A is symmetric: only the rows from `start` on are needed.
         products = h[start:, start:stop] @ steps[start:stop]
         for i, (a, b) in enumerate(ranges[j:], j):
-            term = np.einsum("kn,kn->n", steps[a:b], products[a - start : b - start])
+            term = host(np.einsum("kn,kn->n", steps[a:b], products[a - start : b - start]))
             left[:, i, j] = left[:, j, i] = term
     old = encoding.scale.astype(np.float64)
     # A group without any step has no say: its scale stays.

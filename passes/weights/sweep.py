@@ -1,8 +1,11 @@
 """One pass of rounding rows, each with the errors of the others in its target."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.arrays import beside, host
 from qgraph.encoding import Encoding, Spec
 from qgraph.passes.weights.grid import (
     Floats,
@@ -38,7 +41,7 @@ def round_in_order(
         search: How ranges are chosen.
         conditional: Weigh each row's error with R[k, k]^2 while they are.
     """
-    weights = np.diag(factor) ** 2 if conditional else None
+    weights = host(np.diag(factor)) ** 2 if conditional else None
     if rank is None and spec.axis is not None:
         grouped = GroupedSweep(weight, factor, spec, search, weights)
         grouped.run_groups(list(groups(spec, len(weight))))
@@ -51,21 +54,29 @@ def round_in_order(
     if weights is not None:
         importance = np.empty_like(weights)
         importance[rank] = weights
-    encoding = fit(weight, spec, search, importance)
+    encoding = fit(weight, spec, search, None if importance is None else beside(weight, importance))
     pull = (factor / np.diag(factor)).T
-    sweep = Sweep(weight[rank], pull, spec)
+    order = beside(weight, rank)
+    sweep = Sweep(weight[order], pull, spec)
     sweep.run(0, len(weight), *scales_of(encoding, spec, weight, rank))
     codes = np.empty_like(sweep.codes)
-    codes[rank] = sweep.codes
+    codes[order] = sweep.codes
     return codes_of(codes, spec), encoding
+
+
+def permuted(matrix: NDArray[Any], rank: NDArray[np.intp]) -> NDArray[Any]:
+    """Return rows and columns of a matrix in another order."""
+    order = beside(matrix, rank)
+    found: NDArray[Any] = matrix[order][:, order]
+    return found
 
 
 def scales_of(
     encoding: Encoding, spec: Spec, weight: Floats, rank: NDArray[np.intp]
 ) -> tuple[Floats, NDArray[np.int64], NDArray[np.intp]]:
     """Return scales and zero points, [groups, N], and which group each row in order takes."""
-    scales = np.atleast_2d(encoding.scale).astype(weight.dtype, copy=False)
-    zeros = np.atleast_2d(encoding.zero_point)
+    scales = beside(weight, np.atleast_2d(encoding.scale).astype(weight.dtype, copy=False))
+    zeros = beside(weight, np.atleast_2d(encoding.zero_point))
     length = spec.block if spec.axis == 0 else len(weight)
     return scales, zeros, rank // max(length, 1)
 
@@ -168,12 +179,15 @@ class GroupedSweep(Sweep):
             self.run_groups(ranges[half:])
             return
         ((start, stop),) = ranges
-        weights = None if self.importance is None else self.importance[start:stop]
+        weights = None
+        if self.importance is not None:
+            weights = beside(self.weight, self.importance[start:stop])
         scale, zero = choose(self.updated(start, stop), self.spec, self.search, weights)
         self.scales.append(scale)
         self.zeros.append(zero)
         which = np.zeros(stop, np.intp)
-        self.run(start, stop, scale[None].astype(self.weight.dtype), zero[None], which)
+        steps = beside(self.weight, scale[None].astype(self.weight.dtype))
+        self.run(start, stop, steps, beside(self.weight, zero[None]), which)
 
     def updated(self, start: int, stop: int) -> Floats:
         """Return rows start to stop as GPTQ has them when all before `start` are rounded.
