@@ -249,7 +249,9 @@ def _factor(h: NDArray[np.float64], wanted: float) -> tuple[NDArray[np.float64] 
 
 
 def _damped(h: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
-    return h + damping * np.eye(len(h), like=h)
+    result: NDArray[np.float64] = h.copy()
+    np.fill_diagonal(result, np.diag(h) + damping)
+    return result
 
 
 def _about_gram(note: str) -> str:

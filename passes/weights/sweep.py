@@ -103,7 +103,7 @@ class Sweep:
     ) -> None:
         """Start from a weight with no errors, or with those of codes it already has."""
         self.weight, self.spec = weight, spec
-        self.pull = np.ascontiguousarray(pull, weight.dtype)
+        self.pull = pull.astype(weight.dtype, order="C")
         self.change = np.zeros_like(weight)
         self.codes = np.zeros_like(weight)
         if error is None:
