@@ -109,6 +109,9 @@ class Histogram:
     magnitude arrives. So the counts are a function of the values alone: batches, order and
     shards leave no trace, and adding the counts of two histograms is exact.
 
+    Of an array with more than `ENOUGH` elements every n-th is counted, as n values, and the two
+    extremes, as one each; n depends on the array's size alone. So a sample is shown as one array.
+
     The memory is 384 bytes times `bins` (768 KB for 2,048).
 
     Attributes:
@@ -130,7 +133,7 @@ class Histogram:
         self._counts = np.zeros(2 * OCTAVES * self.bins, np.int64)
 
     def observe(self, x: NDArray[np.floating]) -> tuple[float, float] | None:
-        """Count one array's values, any shape; float32, or rounded to it.
+        """Count one sample's values, any shape; float32, or rounded to it.
 
         Returns:
             Its least and greatest value, None if it is empty.
