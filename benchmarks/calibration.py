@@ -9,8 +9,8 @@ output's SQNR against the float model (all samples' signal over all samples' noi
 printed. `--all` adds rows with other options. Without arguments: the convolutional network of
 models/digits. `plain` is float32 inference over the same data, one sample at a time, timed in each
 row's own process before and after, the best of six. `total` goes from the model file to the
-quantized file. Targets on mobilenet_v2: entropy, percentile and mse at most 8 times as long as
-plain inference, and below 900 MB; docs/calibration.md says which are met.
+quantized file. Targets on mobilenet_v2: at most 8 times as long as plain inference, and below
+900 MB; docs/calibration.md has the figures.
 """
 
 import argparse

@@ -40,7 +40,8 @@ class Calibrate(Pass):
         percentile: Of `percentile`: share of all values inside the range, percent.
         norm: Of `mse`: exponent of the error.
         rate: Of `moving-average`: weight of a new sample.
-        bins: Of observers that count values: bins in each octave of magnitude, a power of two.
+        bins: Of `percentile`, `entropy` and `mse`: bins in each octave of magnitude, a power of
+            two.
         memory_mb: Memory beside the model for observed values, MB. Where one sample's values take
             more, they are split into groups and the data is run once for each. A quarter of it
             bounds the samples that `auto` keeps to measure errors on.
@@ -142,7 +143,7 @@ class Calibrate(Pass):
 
     def _deciding(self) -> dict[str, Any]:
         """Return the options that decide a range: not those of other observers."""
-        names = ("bins", "memory_mb") if self.observer == AUTO else observer(self.observer).options
+        names = ("memory_mb",) if self.observer == AUTO else observer(self.observer).options
         options = self.options()
         return {name: options[name] for name in ("observer", *names) if name in options}
 
@@ -157,9 +158,7 @@ class Calibrate(Pass):
         assert context.data is not None
         memory = self.memory_mb << 20
         if self.observer == AUTO:
-            ranges, lines = choose_ranges(
-                graph, specs, context, checkpoints, bins=self.bins, memory=memory
-            )
+            ranges, lines = choose_ranges(graph, specs, context, checkpoints, memory=memory)
             report.details += lines
             return ranges
         kind = observer(self.observer)

@@ -27,7 +27,6 @@ def choose_ranges(
     context: Context,
     checkpoints: Checkpoints | None,
     *,
-    bins: int,
     memory: int,
 ) -> tuple[Ranges, list[str]]:
     """Return each value's range and the report's lines.
@@ -37,7 +36,6 @@ def choose_ranges(
         specs: By name of the values, what they will be encoded as.
         context: Has the data.
         checkpoints: Where to keep what was seen.
-        bins: Bins an octave; see `Histogram`.
         memory: Bytes for observed values; a quarter bounds the samples kept to measure errors on.
 
     Raises:
@@ -47,7 +45,7 @@ def choose_ranges(
     samples = HeldBack(context.data, memory // 4)
     # Statistics of the samples that are not held back, and of those that are.
     seen = {
-        _place(name, held): Statistics(spec, bins)
+        _place(name, held): Statistics(spec)
         for name, spec in specs.items()
         for held in (False, True)
     }

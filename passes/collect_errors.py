@@ -1,7 +1,7 @@
 """The error that candidate encodings make on a tensor, as its readers will feel it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from qgraph.encoding import INTEGERS, Encoding
 from qgraph.graph import Graph, Node, Value
+from qgraph.passes.observers.sampling import ENOUGH, stride
 
 # Added to every error, as a share of the signal: 120 dB down, so that a perfect sample, whose
 # logarithm would be infinite, is merely very good.
 FLOOR = 1e-12
-# Elements at a time, so that all candidates' working arrays stay in the cache.
-BLOCK = 1 << 15
 
 
 def channel_weights(graph: Graph, value: Value) -> tuple[int, NDArray[np.float64]] | None:
@@ -73,100 +72,63 @@ def encoding_errors(
 ) -> dict[str, float]:
     """Return the weighted squared error of each encoding on one sample, never 0.
 
+    Of a large tensor, positions are left out, the same in each channel: about `ENOUGH` elements
+    are looked at.
+
     Args:
         x: One sample's values, any shape but empty.
         encodings: Candidates for the whole tensor, by name; equal ones are computed once.
         weights: Axis and weight of each channel, as from `channel_weights`; None for equal ones.
     """
-    values = np.ascontiguousarray(x, np.float32)
+    values = np.asarray(x, np.float32)
     if weights is None or not -values.ndim <= weights[0] < values.ndim:
         weights = (0, np.ones(1))
         values = values.reshape(1, -1)
     axis, weight = weights[0] % values.ndim, weights[1]
-    cells = values.reshape(math.prod(values.shape[:axis]), len(weight), -1)
-    span = (float(values.min()), float(values.max()))
-    signal = sum(float(_energy(block) @ weight[first:last]) for first, last, block in _cut(cells))
-    least = max(FLOOR * signal, float(np.finfo(np.float32).tiny))
+    cells = _spread(values.reshape(math.prod(values.shape[:axis]), len(weight), -1))
+    least = max(FLOOR * float(_energy(cells) @ weight), float(np.finfo(np.float32).tiny))
     errors: dict[str, float] = {}
     known: dict[tuple[str, float, int], float] = {}
     for name, encoding in encodings.items():
         key = (encoding.dtype, float(encoding.scale), int(encoding.zero_point))
         if key not in known:
-            known[key] = _error(cells, weight, encoding, span) + least
+            known[key] = float(_energy(_error(cells, encoding)) @ weight) + least
         errors[name] = known[key]
     return errors
 
 
-def _error(
-    cells: NDArray[np.float32],
-    weight: NDArray[np.float64],
-    encoding: Encoding,
-    span: tuple[float, float],
-) -> float:
-    """Weighted squared error of one encoding.
-
-    Args:
-        cells: Values [before, channels, behind].
-        weight: One for each channel.
-        encoding: The candidate.
-        span: Least and greatest value.
-    """
-    first_code, last_code, _ = INTEGERS[encoding.dtype]
-    zero = int(encoding.zero_point)
-    scale = encoding.scale
-    clips = (
-        span[0] < (first_code - zero) * float(scale),
-        span[1] > (last_code - zero) * float(scale),
-    )
-    # Arrays: with numbers instead, numpy's minimum and maximum take three times as long.
-    bounds = [np.full(BLOCK, code - zero, np.float32) for code in (first_code, last_code)]
-    work = np.empty(BLOCK, np.float32)
-    total = 0.0
-    for first, last, block in _cut(cells):
-        flat = block.reshape(-1)
-        size = len(flat)
-        found = work[:size]
-        with np.errstate(over="ignore"):  # what overflows is clipped below
-            np.divide(flat, scale, out=found)
-        np.rint(found, out=found)
-        if clips[0]:
-            np.maximum(found, bounds[0][:size], out=found)
-        if clips[1]:
-            np.minimum(found, bounds[1][:size], out=found)
-        np.multiply(found, scale, out=found)
-        np.subtract(found, flat, out=found)
-        total += float(_energy(found.reshape(block.shape)) @ weight[first:last])
-    return total
-
-
-def _cut(cells: NDArray[np.float32]) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-    """Cut values [before, channels, behind] into pieces that the cache holds, with their channels.
-
-    Pieces are contiguous and have at most `BLOCK` elements.
-    """
+def _spread(cells: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Leave positions of a large tensor [before, channels, behind] out."""
     before, channels, behind = cells.shape
-    if channels * behind <= BLOCK:
-        step = max(1, BLOCK // max(channels * behind, 1))
-        for i in range(0, before, step):
-            yield 0, channels, cells[i : i + step]
-        return
-    step = max(1, BLOCK // behind)
-    for row in cells:
-        for i in range(0, channels, step):
-            rows = row[i : i + step]
-            for j in range(0, behind, BLOCK):
-                yield i, i + len(rows), rows[None, :, j : j + BLOCK]
+    if cells.size > ENOUGH and behind > before:
+        cells = cells[:, :, :: stride(behind, max(1, ENOUGH // (before * channels)))]
+    elif cells.size > ENOUGH:
+        cells = cells[:: stride(before, max(1, ENOUGH // (channels * behind)))]
+    return np.ascontiguousarray(cells)
 
 
-def _energy(block: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Sum of squares of each channel of a piece, float64 [channels]."""
+def _error(cells: NDArray[np.float32], encoding: Encoding) -> NDArray[np.float32]:
+    """What each value, encoded and back, is off."""
+    first, last, _ = INTEGERS[encoding.dtype]
+    zero = int(encoding.zero_point)
+    with np.errstate(over="ignore"):  # what overflows is clipped below
+        found = cells / encoding.scale
+    np.rint(found, out=found)
+    np.clip(found, first - zero, last - zero, out=found)
+    np.multiply(found, encoding.scale, out=found)
+    np.subtract(found, cells, out=found)
+    return found
+
+
+def _energy(cells: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Sum of squares of each channel of values [before, channels, behind], float64 [channels]."""
     # Where channels are rows already, einsum is quicker if it is told so.
-    rows = block[0]
-    sums = np.einsum("bc,bc->b", rows, rows) if len(block) == 1 else _columns(block)
+    rows = cells[0]
+    sums = np.einsum("bc,bc->b", rows, rows) if len(cells) == 1 else _columns(cells)
     if np.isfinite(sums).all():
         return sums.astype(np.float64)
-    return _columns(block.astype(np.float64))
+    return _columns(cells.astype(np.float64))
 
 
-def _columns(block: NDArray[np.floating]) -> NDArray[Any]:
-    return np.asarray(np.einsum("abc,abc->b", block, block))
+def _columns(cells: NDArray[np.floating]) -> NDArray[Any]:
+    return np.asarray(np.einsum("abc,abc->b", cells, cells))

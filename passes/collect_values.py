@@ -45,9 +45,8 @@ def watch(
 ) -> Timing:
     """Run `graph` on each sample and show every named value to `see`.
 
-    Each core takes a sample of its own, computes it and shows its values: that keeps all cores
-    busy however the time splits between the engine and `see`, and a sample's values in the cache
-    of one core. Where `memory` is short, fewer samples are held at a time; where not even
+    Each core takes a sample of its own and computes it; one at a time shows its values, while the
+    others compute. Where `memory` is short, fewer samples are held at a time; where not even
     `AT_LEAST` fit, the values are split into groups and the data is run once for each group.
     Sizes are those of the first sample.
 
@@ -57,8 +56,8 @@ def watch(
         data: Samples, feeds by input name. Read in one thread; arrays may be used again for the
             next sample.
         see: Called as (sample number, name, value) from several threads, in any order of samples,
-            but never twice at a time for one name. What it makes of the values must therefore not
-            depend on their order. A ValueError that it raises means that the value is NaN or
+            but never twice at a time. What it makes of the values must therefore not depend on
+            their order. A ValueError that it raises means that the value is NaN or
             infinite.
         memory: Bytes that values may take beside the model.
         progress: Called as (`label`, runs done, runs expected or None).
@@ -118,17 +117,19 @@ def _run(
 
     inputs = {value.name for value in graph.inputs}
     computed = [name for name in names if name not in inputs]
-    locks = {name: Lock() for name in names}
+    # Many short numpy calls from several threads would spend their time handing Python's lock to
+    # one another: one thread looks at a time, while the others are inside the engine.
+    looking = Lock()
     options = EngineOptions(threads=max(1, available_cores() // workers))
 
     def work(index: int, feeds: Feeds) -> float:
         start = time.perf_counter()
         results = session.run(feeds, computed or None)
         seconds = time.perf_counter() - start
-        for name in names:
-            # Dropped once it was seen: the engine's memory is free again for other samples.
-            value = feeds[name] if name in inputs else results.pop(name)
-            with locks[name]:
+        with looking:
+            for name in names:
+                # Dropped once it was seen: the engine's memory is free again for other samples.
+                value = feeds[name] if name in inputs else results.pop(name)
                 _show(see, index, name, value)
         return seconds
 

@@ -1,4 +1,4 @@
-"""Moves the spread of activation channels behind a normalisation into the weights that read them."""
+"""Moves the spread of activation channels into the weights that read them."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -23,19 +23,21 @@ ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # Another alpha must beat none by this share of the error, or the graph stays as it is.
 GAIN = 0.02
 _NORMS = ("LayerNormalization", "RMSNormalization")
+# A scale can't go through these: a Mul stands behind them.
+_FUNCTIONS = ("Gelu",)
 # Activations where no target says what it wants.
 _SPEC = Spec("uint8", symmetric=False)
 
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """A normalisation and the linear layers that read it.
+    """A normalisation or Gelu and the linear layers that read it.
 
     Attributes:
         norm: The node.
         value: Its result.
         linears: MatMul and Gemm nodes that read it, with constant weights.
-        alone: Whether nothing else reads it.
+        alone: Whether nothing else reads it and the node can take the scale in.
     """
 
     norm: Node
@@ -46,7 +48,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class Smooth(Pass):
-    """Divide channels behind a LayerNormalization by s and multiply the weights' rows by it.
+    """Divide channels behind a LayerNormalization or Gelu by s, multiply the weights' rows by it.
 
     s_j = max|x_j|^alpha / max|w_j|^(1 - alpha), j a channel, w_j its row over all linear layers
     that read it, normalised to a geometric mean of 1. Activations have one scale per tensor, so
@@ -54,11 +56,13 @@ class Smooth(Pass):
     from unlike rows: alpha says how much goes over.
 
     Where the linear layers alone read the normalisation, s goes into its scale and bias. Where a
-    residual reads it too, a Mul by 1 / s stands between it and the linear layers.
+    residual reads it too, and behind a Gelu, which no scale goes through, a Mul by 1 / s stands
+    between it and the linear layers.
 
     When:
-        LayerNormalization or RMSNormalization over the last axis with constant scale and bias, read
-        by at least one MatMul or Gemm with a constant weight [K, N]; data that can be read twice.
+        LayerNormalization or RMSNormalization over the last axis with constant scale and bias, or
+        Gelu, read by at least one MatMul or Gemm with a constant weight [K, N]; data that can be
+        read twice.
 
     Leaves alone:
         Blocks where no alpha lowers the error of the linear layers' results, on rows of
@@ -89,7 +93,9 @@ class Smooth(Pass):
         if not self.enabled:
             return report
         graph.name_nodes()
-        blocks = [b for node in graph.nodes(*_NORMS) if (b := _block(graph, node, report))]
+        blocks = [
+            b for node in graph.nodes(*_NORMS, *_FUNCTIONS) if (b := _block(graph, node, report))
+        ]
         if blocks and not rereadable(context.data):
             report.warnings.append(f"skipped: {ONE_PASS}")
             return report
@@ -121,25 +127,36 @@ class Smooth(Pass):
         return report
 
 
-def _block(graph: Graph, norm: Node, report: PassReport) -> _Block | None:
-    value, where = norm.outputs[0], norm.name or ""
-    scale = constant(graph, norm.inputs[1])
-    bias = norm.inputs[2] if len(norm.inputs) > 2 else None
-    axis, rank = graph.attribute(norm, "axis", -1), graph.rank(value)
+def _block(graph: Graph, node: Node, report: PassReport) -> _Block | None:
+    value = node.outputs[0]
     linears = [use.node for use in value.uses() if _is_linear(graph, use.node, use.idx)]
     if not linears:
         return None
-    if MARK in norm.metadata_props:
-        report.refuse(where, "it is smoothed already")
-    elif scale is None or scale.ndim != 1 or (bias is not None and constant(graph, bias) is None):
-        report.refuse(where, "its scale or bias is not one constant a channel")
-    elif rank is None or axis not in (-1, rank - 1):
-        report.refuse(where, "it normalises over more than the last axis, or its rank is unknown")
-    elif any(other.uses() or other.is_graph_output() for other in norm.outputs[1:]):
-        report.refuse(where, "its statistics are used")
+    foldable = node.op_type in _NORMS
+    if MARK in node.metadata_props:
+        reason: str | None = "it is smoothed already"
+    elif graph.rank(value) is None:
+        reason = "its rank is unknown"
     else:
-        alone = len(linears) == len(value.uses()) and not value.is_graph_output()
-        return _Block(norm, value, linears, alone)
+        reason = _unfit(graph, node) if foldable else None
+    if reason is not None:
+        report.refuse(node.name or "", reason)
+        return None
+    alone = foldable and len(linears) == len(value.uses()) and not value.is_graph_output()
+    return _Block(node, value, linears, alone)
+
+
+def _unfit(graph: Graph, norm: Node) -> str | None:
+    """Why a normalisation's channels can't be scaled, or None."""
+    scale = constant(graph, norm.inputs[1])
+    bias = norm.inputs[2] if len(norm.inputs) > 2 else None
+    axis, rank = graph.attribute(norm, "axis", -1), graph.rank(norm.outputs[0]) or 0
+    if scale is None or scale.ndim != 1 or (bias is not None and constant(graph, bias) is None):
+        return "its scale or bias is not one constant a channel"
+    if axis not in (-1, rank - 1):
+        return "it normalises over more than the last axis"
+    if any(other.uses() or other.is_graph_output() for other in norm.outputs[1:]):
+        return "its statistics are used"
     return None
 
 

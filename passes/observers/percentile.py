@@ -15,7 +15,7 @@ UNSIGNED = Spec("uint8", symmetric=False)
 
 @dataclass
 class Percentile:
-    """Range within which at least `percentile` percent of all values lie.
+    """Range within which at least `percentile` percent of the counted values lie.
 
     Half of the rest may lie beyond each bound; for symmetric encodings, all of it beyond
     [-b, b]. The bounds are outer edges of the bins in which the limits fall, so they are exact to

@@ -1,3 +1,4 @@
+import math
 import random
 
 import numpy as np
@@ -6,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qgraph.passes.observers.histogram import OCTAVES, Histogram
+from qgraph.passes.observers.sampling import ENOUGH, stride
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 # Magnitudes of one kind, or from denormals to the greatest float32.
@@ -135,14 +137,40 @@ def test_coarsened_bins_cover_a_range_by_at_least_as_many_as_an_octave_has():
         assert 2048 <= np.sum((edges > 0) & (edges <= bound)) < 4096
 
 
-def test_long_arrays_are_counted_in_chunks():
-    x = np.random.default_rng(0).standard_normal(300_001).astype(np.float32)
+@pytest.mark.parametrize("size", [ENOUGH - 1, ENOUGH])
+def test_arrays_of_moderate_size_are_counted_whole(size):
+    x = np.random.default_rng(0).standard_normal(size).astype(np.float32)
     whole = counted([x], 2048)
     assert same(counted(np.array_split(x, 7), 2048), whole)
-    assert whole.result().counts.sum() == x.size
-    counts, _ = np.histogram(x, whole.result().edges)
-    # Negative bins are closed at the other end: single values on an edge may differ.
-    assert np.abs(counts - whole.result().counts).sum() < x.size / 500
+    assert whole.result().counts.sum() == size
+
+
+def test_of_a_large_array_each_value_seen_stands_for_those_left_out():
+    x = np.random.default_rng(0).standard_normal((96, 50, 70)).astype(np.float32)
+    step = stride(x.size)
+    assert step > 1
+    found = counted([x], 2048).result()
+    seen = counted([x.reshape(-1)[::step]] * step + [[x.min(), x.max()]], 2048).result()
+    assert np.array_equal(found.counts, seen.counts) and np.array_equal(found.edges, seen.edges)
+    assert (found.low, found.high) == (x.min(), x.max())
+    # So samples of other sizes count in proportion.
+    assert abs(found.counts.sum() - x.size) <= step + 2
+
+
+@pytest.mark.parametrize("value", [1000.0, -1000.0])
+def test_the_extremes_of_a_large_array_are_counted_wherever_they_stand(value):
+    x = np.zeros(10 * ENOUGH, np.float32)
+    x[1] = value
+    found = counted([x]).result()
+    assert found.counts[-1 if value > 0 else 0] == 1
+
+
+@given(size=st.integers(1, 1 << 24), limit=st.integers(1, 1 << 16))
+def test_a_stride_has_no_divisor_in_common_with_the_size(size, limit):
+    step = stride(size, limit)
+    assert math.gcd(step, size) == 1 and -(-size // step) <= limit
+    # Not much larger than needed: among so many numbers in a row one is coprime.
+    assert step < size / limit + 40
 
 
 def test_negative_zero_is_zero():

@@ -58,6 +58,13 @@ def test_without_one_it_goes_into_the_norm(norm):
     assert ops(after) == ops(proto)
 
 
+@pytest.mark.parametrize("tail", ["", "r = Add (n, x)"])
+def test_a_gelu_gets_a_mul_whoever_reads_it(tail):
+    proto = net(tail, "Gelu (x)")
+    after = check_fires([InferShapes(), ON], proto, changed=1, context=context(proto))
+    assert ops(after).count("Mul") == ops(proto).count("Mul") + 1 and "Gelu" in ops(after)
+
+
 def test_gemm():
     proto = model(
         """g (float[5,8] x) => (float[5,4] p, float[5,8] y) {
