@@ -6,7 +6,10 @@ These run only when named: `peers` installs gigabytes of other packages, `cuda_w
 import runpy
 import sys
 
-ALL = ("graph_passes", "large_model", "cpu_int8", "horizontal_matmul", "accuracy", "calibration")
+ALL = (
+    *("graph_passes", "large_model", "weight_stack", "cpu_int8", "horizontal_matmul"),
+    *("accuracy", "calibration"),
+)
 NAMED = ("peers", "cuda_weights")
 
 

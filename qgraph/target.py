@@ -62,6 +62,7 @@ class WeightOnlyRules:
         blocks: Group lengths; empty for any. 0 stands for whole columns.
         symmetric: Whether zero points must be in the middle.
         negative_scales: Whether scales may be below 0, which gives symmetric codes a choice.
+        whole_blocks: Whether a column's last group must be as long as the others.
         source: Where the rules come from.
     """
 
@@ -70,7 +71,19 @@ class WeightOnlyRules:
     blocks: tuple[int, ...] = ()
     symmetric: bool = False
     negative_scales: bool = True
+    whole_blocks: bool = False
     source: str = ""
+
+    def block_for(self, rows: int, group: int) -> int | None:
+        """Return the group length for columns of so many rows: the one asked for, if it fits.
+
+        Where the last group may not be shorter, it is the longest of the target's lengths below
+        it that divides the rows; None if there is none.
+        """
+        if not self.whole_blocks or not group or rows % group == 0:
+            return group
+        shorter = (block for block in self.blocks if 0 < block < group and rows % block == 0)
+        return max(shorter, default=None)
 
     def check(self, method: str, uniform: bool, bits: int, group: int, symmetric: bool) -> None:
         """Refuse what the target can't execute.

@@ -134,6 +134,16 @@ def test_activations_with_a_scale_a_channel_are_refused():
         dataclasses.replace(target("npu"), activations={"w8a16": Spec("int16", axis=1)})
 
 
+@pytest.mark.parametrize(
+    ("rows", "group", "block"),
+    [(256, 128, 128), (192, 128, 64), (96, 128, None), (160, 64, None), (100, 0, 0)],
+)
+def test_group_lengths_where_only_whole_ones_are_taken(rows, group, block):
+    rules = target("tensorrt").weight_only
+    assert rules.whole_blocks and rules.block_for(rows, group) == block
+    assert target("cpu").weight_only.block_for(rows, group) == group
+
+
 # -- what does not fit -----------------------------------------------------------------------------
 
 

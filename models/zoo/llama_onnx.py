@@ -156,8 +156,9 @@ class _Network:
         if past is not None:
             start = self.node("Shape", [past], "past", start=2, end=3)
             end = self.node("Add", [start, seq], "total")
+        axes = self.ints(0)  # TensorRT does not do without
         cos, sin = (
-            self.node("Slice", [self.constant(f"rope.{n}.table", t), start, end], f"rope.{n}")
+            self.node("Slice", [self.constant(f"rope.{n}.table", t), start, end, axes], f"rope.{n}")
             for n, t in rope_tables(self.config).items()
         )
         first, last = (

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.graph import Graph, Node, Value
+from qgraph.lazy import release
 from qgraph.passes.fusions._constants import constant
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -60,6 +61,15 @@ class Layer:
         array = constant(graph, self.weight)
         assert array is not None
         return array.astype(np.float32, copy=False)
+
+    def release(self, graph: Graph) -> None:
+        """Let go of the memory into which W was read, if it lies on disk."""
+        value: Value | None = self.weight
+        while value is not None and (node := value.producer()) is not None:
+            value = node.inputs[0]
+        tensor = graph.tensor(value)
+        if isinstance(tensor, ir.ExternalTensor):
+            release(tensor.numpy())
 
 
 def find_layers(

@@ -107,6 +107,9 @@ def opened(
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         path = Path(folder) / "part.onnx"
         onnx_io.save(part, path)
+        # Nodes and values form cycles: the weights would stay until the collector comes by.
+        for value in part.initializers:
+            value.const_value = None
         chosen = observing_backend(path) if engine is None else engine
         with chosen.open(path, EngineOptions(threads=threads)) as session:
             yield session

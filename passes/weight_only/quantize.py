@@ -132,6 +132,8 @@ class WeightOnly(Pass):
             for name, reason in self._slower(layers, self.batch, context.target, report).items():
                 refused[name] = reason
                 layers = [layer for layer in layers if layer.name != name]
+        if settings.uniform:
+            settings = self._with_whole_blocks(rules, layers, settings, refused)
         plan = Plan(
             nodes={n.name or "": ("float", f"{n.op_type} stays in float") for n in graph.walk()}
         )
@@ -153,6 +155,25 @@ class WeightOnly(Pass):
         graph.drop_unread_initializers()
         graph.facts.plan, graph.facts.quantized = plan, True
         return report
+
+    def _with_whole_blocks(
+        self,
+        rules: WeightOnlyRules,
+        layers: list[Layer],
+        settings: Settings,
+        refused: dict[str, str],
+    ) -> Settings:
+        """Give layers that don't divide into whole groups shorter ones; refuse them if none fit."""
+        blocks: dict[int, int] = {}
+        for layer in list(layers):
+            block = rules.block_for(layer.size, self.group)
+            if block is None:
+                reason = f"its {layer.size} rows do not divide into whole groups of {self.group}"
+                refused[layer.name] = f"{reason}, as the target wants them"
+                layers.remove(layer)
+            elif block != self.group:
+                blocks[layer.size] = block
+        return replace(settings, blocks=blocks)
 
     def _slower(
         self, layers: Sequence[Layer], batch: int, target: Target | None, report: PassReport
@@ -276,6 +297,9 @@ class WeightOnly(Pass):
             error += f", rounded to nearest {solution.before:.3g}"
         plan.nodes[layer.name] = (label.removeprefix("u"), f"{solution.method}, {error}")
         report.did(f"{layer.name}: {label} by {solution.method}, {error}, {solution.seconds:.2f} s")
+        if isinstance(weight, QuantizedWeight) and self.group not in (0, *weight.encoding.block):
+            length = max(weight.encoding.block)
+            report.details.append(f"{layer.name}: groups of {length}: the target wants whole ones")
         if solution.note:
             report.details.append(f"{layer.name}: {solution.note}")
         report.layers.append(

@@ -55,6 +55,7 @@ def without_data(
         else:
             found = solve_group([weight], None, settings)
         (solutions[layer],) = store.put(done, found)
+        layer.release(graph)
         context.progress("quantizing weights", done + 1, len(layers))
     return Quantized(solutions, {})
 
@@ -109,6 +110,8 @@ def on_data(
                     resumed += len(found)
                 number += 1
                 solutions.update(zip(group.layers, found, strict=True))
+                for layer in group.layers:
+                    layer.release(graph)
                 if place is not None and found[0].scale is not None:
                     places[group] = place
             forget(stage, boundary)

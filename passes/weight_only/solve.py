@@ -1,7 +1,7 @@
 """Quantizes the weights of layers that share an input, from statistics of it: arrays only."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from qgraph.arrays import beside, host
 from qgraph.encoding import Encoding, Spec, dequantize
 from qgraph.facts import QuantizedWeight
+from qgraph.lazy import release
 from qgraph.passes.weight_only.statistics import InputStatistics
 from qgraph.passes.weights import (
     MATRIX_QUANTIZERS,
@@ -50,6 +51,7 @@ class Settings:
         bits: Of the codes of `squeeze`.
         threshold: Of `llm-int8`: input channels that reach it stay in float.
         float_zero: Whether `hqq` may have zero points that are not whole.
+        blocks: By number of rows, the group length of weights that can't take that of `spec`.
     """
 
     method: str
@@ -59,6 +61,13 @@ class Settings:
     bits: int = 4
     threshold: float = 6.0
     float_zero: bool = False
+    blocks: Mapping[int, int] = field(default_factory=dict)
+
+    def at(self, rows: int) -> "Settings":
+        """Return the settings for weights with so many rows."""
+        if rows not in self.blocks:
+            return self
+        return replace(self, spec=replace(self.spec, block=self.blocks[rows]))
 
     @property
     def uniform(self) -> bool:
@@ -96,6 +105,7 @@ class Solution:
         """Return what the layer multiplies its unscaled input by, float32 [K, N]."""
         if isinstance(self.weight, QuantizedWeight):
             found = dequantize(self.weight.codes, self.weight.encoding)
+            release(self.weight.codes)
         else:
             found = self.weight.dequantize()
         return found if self.scale is None else found / self.scale[:, None]
@@ -122,6 +132,7 @@ def solve_group(
         UsageError: The method needs data.
     """
     start = time.perf_counter()
+    settings = settings.at(len(weights[0]))
     gram = None if statistics is None else statistics.gram()[0]
     if gram is not None:
         if sum(weight.size for weight in weights) < GPU_SOLVES:
@@ -150,7 +161,7 @@ def solve_experts(
 ) -> Solution:
     """Quantize the weights [E, K, N] of experts, each from the Gram matrix of its own input."""
     grams = [None] * len(weight) if statistics is None else list(statistics.gram())
-    start = time.perf_counter()
+    start, settings = time.perf_counter(), settings.at(weight.shape[1])
     pairs = zip(weight, grams, strict=True)
     found = [_solved(w, None if g is None else host(g), settings) for w, g in pairs]
     first = found[0].encoding

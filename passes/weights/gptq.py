@@ -163,12 +163,10 @@ def solve_gptq(
         return _judged(values, nearest, encoding, None, _DOUBLE, "rtn", note)
     dtype = _DOUBLE if precise else values.dtype
     best = _judged(values, nearest, encoding, gram, dtype, "rtn")
-    h = _cleaned(gram)
-    if h is None:
+    if not (host(np.diag(gram)) > 0).any():
         return replace(best, note="the Gram matrix is zero: rounded to nearest")
     rank = np.argsort(-host(np.diag(gram)), kind="stable") if options.order else None
-    ordered = h if rank is None else permuted(h, rank)
-    factor, damping, note = _factor(ordered, options.damping)
+    factor, damping, note = _factor(gram, rank, options.damping)
     best = replace(best, note=note)
     if factor is None:
         return best
@@ -181,7 +179,7 @@ def solve_gptq(
             codes,
             encoding,
             spec,
-            _damped(h, damping),
+            _damped(_cleaned(gram), damping),
             rank=rank,
             sweeps=options.sweeps,
             refit=options.refit,
@@ -214,29 +212,35 @@ def _error(weight: Floats, codes: NDArray[np.generic], encoding: Encoding) -> Fl
     return error
 
 
-def _cleaned(gram: NDArray[np.floating]) -> NDArray[np.float64] | None:
-    """Return H with a mean diagonal of 1 and a positive diagonal; None if it is zero."""
+def _cleaned(gram: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return H with a mean diagonal of 1 and a positive diagonal; it must not be zero."""
     diagonal = np.diag(gram).astype(np.float64)
     # An input that never was anything but zero says nothing about its weights: with a diagonal
     # of its own and nothing beside it, they are rounded to nearest.
     dead = diagonal <= 0
-    if dead.all():
-        return None
-    h: NDArray[np.float64] = gram.astype(np.float64) / float(diagonal[~dead].mean())
+    h = gram.astype(np.float64)
+    h /= float(diagonal[~dead].mean())
     h[dead, :] = 0
     h[:, dead] = 0
     h[dead, dead] = 1
     return h
 
 
-def _factor(h: NDArray[np.float64], wanted: float) -> tuple[NDArray[np.float64] | None, float, str]:
-    """Return upper triangular R with H + damping = R R^T, or None; the damping; and a note."""
+def _factor(
+    gram: NDArray[np.floating], rank: NDArray[np.intp] | None, wanted: float
+) -> tuple[NDArray[np.float64] | None, float, str]:
+    """Return upper triangular R with H + damping = R R^T, or None; the damping; and a note.
+
+    H, in the order of `rank`, is made anew for each try and not kept: of wide layers it takes
+    gigabytes.
+    """
     damping = wanted
+    backwards = (np.arange(len(gram)) if rank is None else rank)[::-1]
     for attempt in range(_RAISES + 1):
         if attempt:
             damping = max(damping, 1e-3) * 10
         try:
-            lower = np.linalg.cholesky(_damped(h, damping)[::-1, ::-1])
+            lower = np.linalg.cholesky(_damped(permuted(_cleaned(gram), backwards), damping))
         except np.linalg.LinAlgError:
             continue
         # On a GPU nothing is raised.
@@ -249,9 +253,9 @@ def _factor(h: NDArray[np.float64], wanted: float) -> tuple[NDArray[np.float64] 
 
 
 def _damped(h: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
-    result: NDArray[np.float64] = h.copy()
-    np.fill_diagonal(result, np.diag(h) + damping)
-    return result
+    """Add the damping to H itself."""
+    np.fill_diagonal(h, np.diag(h) + damping)
+    return h
 
 
 def _about_gram(note: str) -> str:

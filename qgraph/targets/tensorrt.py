@@ -83,6 +83,9 @@ TENSORRT = Target(
         blocks=(64, 128),
         symmetric=True,
         negative_scales=False,
+        # The builder takes rows / scales for the length of a block: it refuses a shorter last one,
+        # or, where that comes out whole (192 rows in blocks of 128), takes blocks of another length.
+        whole_blocks=True,
         source=_QDQ,
     ),
     ranges={"Softmax": (0.0, 1.0)},

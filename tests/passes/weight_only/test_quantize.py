@@ -1,5 +1,7 @@
 """The whole pass on a tiny decoder, run in onnxruntime against simulations in float."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from folds import normal
@@ -154,6 +156,22 @@ def test_the_form_of_other_targets_is_dequantize_linear():
         assert (graph.array(node.inputs[1]) > 0).all() and len(node.inputs) == 2
     (feeds,) = windows(1, seed=9)
     assert relative(logits(graph, feeds), logits(decoder(), feeds)) < 0.4
+
+
+def test_where_the_target_wants_whole_groups_shorter_ones_are_taken_or_none():
+    config = replace(TINY, layers=1, width=192, hidden=160)
+    graph = Graph(build(config, random_weights(config)))
+    original = Graph(build(config, random_weights(config)))
+    report = quantized(graph, name="tensorrt", group=128)
+    assert report.changed == 6
+    assert sum("groups of 64: the target wants whole ones" in line for line in report.details) == 6
+    reason = "its 160 rows do not divide into whole groups of 128, as the target wants them"
+    assert any(each.reason == reason for each in report.refused)
+    for node in graph.nodes("DequantizeLinear"):
+        (rows, _), (blocks, _) = (graph.array(v).shape for v in node.inputs)
+        assert rows == blocks * graph.attribute(node, "block_size") == 192
+    (feeds,) = windows(1, seed=9)
+    assert relative(logits(graph, feeds), logits(original, feeds)) < 0.4
 
 
 @pytest.mark.parametrize(
