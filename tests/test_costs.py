@@ -123,6 +123,25 @@ def test_every_target_with_costs_has_its_table():
             assert pays(table, 4096, 4096, 1, kernel, 128) is not None
 
 
+@pytest.mark.parametrize(
+    ("shape", "m", "kernel", "block", "expected"),
+    [
+        ((4096, 4096), 1, "int4", 128, True),
+        ((4096, 4096), 4, "int4", 32, True),
+        ((4096, 4096), 64, "int4", 128, False),
+        ((4096, 14336), 8, "int4", 128, True),
+        ((4096, 14336), 16, "int4", 128, False),
+        ((4096, 14336), 1, "int8", 128, True),
+        ((4096, 14336), 4, "int8", 128, False),
+        ((576, 576), 1, "int4", 128, False),
+    ],
+)
+def test_what_the_h100_says(shape, m, kernel, block, expected):
+    verdict = pays(load_costs("h100"), *shape, m, kernel, block)
+    assert verdict.pays == expected
+    assert verdict.source == "measured on NVIDIA H100 80GB HBM3"
+
+
 def test_unknown_and_damaged_tables(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="unknown table of costs 'h10'; did you mean 'h100'"):
         load_costs("h10")

@@ -246,3 +246,20 @@ def test_shared_times_serve_other_targets(monkeypatch):
     report = Pipeline(passes).run(graph, Context(target=cpu))[-1].report
     # The table has no fp32, which is what the layers would be computed in.
     assert report.changed == 7 * TINY.layers
+
+
+@pytest.mark.parametrize(("batch", "quantized"), [(1, True), (64, False)])
+def test_the_shipped_times_leave_a_layer_in_fp16_where_a_batch_is_large(batch, quantized):
+    weight = np.random.default_rng(0).standard_normal((2048, 2048)).astype(np.float32)
+    text = "g (float[M,2048] x) => (float[M,2048] y) { a = MatMul(x, w)  y = Neg(a) }"
+    graph = onnx_io.load(model(text, {"w": weight}, opset=21))
+    passes = [WeightOnly(method="rtn", scaling=False, clip="none", batch=batch)]
+    report = Pipeline(passes).run(graph, Context(target=target("cuda")))[-1].report
+    assert [n.op_type for n in graph.nodes()] == ["MatMulNBits" if quantized else "MatMul", "Neg"]
+    assert report.changed == int(quantized)
+    if not quantized:
+        [reason] = [refusal.reason for refusal in report.refused]
+        assert reason == (
+            "int4 would take 1.63 times as long as fp16 at batch 64 "
+            "(measured on NVIDIA H100 80GB HBM3)"
+        )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _REASONS = 8
 _OUTPUTS = 6
+# Passes that decide which layers are quantized; no compile has both.
+_CHOOSING = ("plan", "weight_only")
 # Fused ones run in float inside the kernel of an integer one.
 _NODES = {"float": "{count} left in float", "fused": "{count} fused"}
 
@@ -75,9 +77,9 @@ def _io(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _float_reasons(stages: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
-    """Why the planner left nodes in float, most frequent reason first."""
+    """Why what chooses the layers left some in float, most frequent reason first."""
     refused: dict[str, int] = next(
-        (stage["refused"] for stage in stages if stage["name"] == "plan"), {}
+        (stage["refused"] for stage in stages if stage["name"] in _CHOOSING), {}
     )
     if not refused:
         return []
