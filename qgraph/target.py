@@ -56,8 +56,8 @@ class WeightOnlyRules:
     """Which weights in few bits a target multiplies float activations by.
 
     Attributes:
-        forms: By the class of a quantized weight, the forms that execute it, best first; see
-            `qgraph.passes.weight_forms`.
+        forms: By the class of a quantized weight, or class and bits (`QuantizedWeight8`) where
+            widths differ, the forms that execute it, best first; see `qgraph.passes.weight_forms`.
         bits: Widths of uniform codes.
         blocks: Group lengths; empty for any. 0 stands for whole columns.
         symmetric: Whether zero points must be in the middle.
@@ -73,6 +73,10 @@ class WeightOnlyRules:
     negative_scales: bool = True
     whole_blocks: bool = False
     source: str = ""
+
+    def forms_for(self, kind: str, bits: int | None = None) -> tuple[str, ...]:
+        """Return the forms that execute a class of quantized weights."""
+        return self.forms.get(f"{kind}{bits}", self.forms.get(kind, ()))
 
     def block_for(self, rows: int, group: int) -> int | None:
         """Return the group length for columns of so many rows: the one asked for, if it fits.

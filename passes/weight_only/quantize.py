@@ -283,14 +283,21 @@ class WeightOnly(Pass):
         plan: Plan,
         report: PassReport,
     ) -> None:
-        kind = type(solution.weight).__name__
-        options = {"matmul_nbits": {"accuracy_level": self.accuracy_level}}
-        reason = write_weight(graph, layer, solution, rules.forms.get(kind, ()), options)
+        weight = solution.weight
+        bits = int(weight.encoding.dtype[-1]) if isinstance(weight, QuantizedWeight) else None
+        forms = rules.forms_for(type(weight).__name__, bits)
+        if self.accuracy_level == 4 and isinstance(weight, QuantizedWeight):
+            # With activations in int8 its kernels are the fastest at every width.
+            forms = tuple(sorted(forms, key="matmul_nbits".__ne__))
+        options = {
+            "matmul_nbits": {"accuracy_level": self.accuracy_level},
+            "mixed_int8": {"kernel": "dynamic"},
+        }
+        reason = write_weight(graph, layer, solution, forms, options)
         if reason is not None:
             plan.nodes[layer.name] = ("float", reason)
             report.refuse(layer.name, reason)
             return
-        weight = solution.weight
         label = weight.encoding.dtype if isinstance(weight, QuantizedWeight) else self.method
         error = f"relative error of the result {solution.loss:.3g}"
         if solution.before is not None:

@@ -54,11 +54,16 @@ CPU = Target(
     # node tests (onnx.backend.test) only those with these operators fail in float16: they have a
     # kernel, which then refuses reductions. In bfloat16 it has almost no kernels and adds no
     # Casts.
+    # With activations in float only the kernels for 4 bits and whole zero points are faster than
+    # the float product (docs/weights.md, "Forms"). The others' weights become floats when the model
+    # is loaded: small on disk, as fast as float. MixedInt8 multiplies in integers.
     weight_only=WeightOnlyRules(
         {
             "QuantizedWeight": ("matmul_nbits", "dequantize_linear"),
-            "FloatZero": ("matmul_nbits", "float_zero"),
-            "BlockCodebook": ("matmul_bnb4", "block_codebook"),
+            "QuantizedWeight2": ("cast_scale", "matmul_nbits", "dequantize_linear"),
+            "QuantizedWeight8": ("cast_scale", "matmul_nbits", "dequantize_linear"),
+            "FloatZero": ("cast_scale", "float_zero"),
+            "BlockCodebook": ("block_codebook", "matmul_bnb4"),
             "ChannelCodebook": ("channel_codebook",),
             "MixedInt8": ("mixed_int8",),
         },
