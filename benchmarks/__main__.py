@@ -7,10 +7,10 @@ import runpy
 import sys
 
 ALL = (
-    *("graph_passes", "large_model", "weight_stack", "cpu_int8", "horizontal_matmul"),
-    *("accuracy", "calibration"),
+    *("graph_passes", "large_model", "weight_stack", "weight_forms", "cpu_int8"),
+    *("horizontal_matmul", "accuracy", "calibration"),
 )
-NAMED = ("peers", "cuda_weights")
+NAMED = ("peers", "weights", "cuda_weights")
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from qgraph.passes.fusions._constants import standing_in
 FORMS = [
     "qgraph.passes.weight_forms.dequantize:dequantize_linear",
     "qgraph.passes.weight_forms.matmul_nbits:matmul_nbits",
-    "qgraph.passes.weight_forms.float_zero:float_zero",
+    "qgraph.passes.weight_forms.cast_scale:cast_scale",
     "qgraph.passes.weight_forms.bnb4:matmul_bnb4",
     "qgraph.passes.weight_forms.bnb4:block_codebook",
     "qgraph.passes.weight_forms.codebook:channel_codebook",

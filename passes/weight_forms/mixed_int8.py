@@ -20,7 +20,12 @@ Kernel = Literal["dequantize", "nbits", "dynamic"]
 
 
 def mixed_int8(
-    graph: Graph, node: Node, weight: MixedInt8, *, kernel: Kernel = "dequantize"
+    graph: Graph,
+    node: Node,
+    weight: MixedInt8,
+    *,
+    kernel: Kernel = "dequantize",
+    accuracy_level: int = 0,
 ) -> Value | Reject:
     """Write a weight as two products, of outlier channels and of the others.
 
@@ -37,7 +42,8 @@ def mixed_int8(
     Numerics:
         `dequantize` and `nbits` compute with the weight of `dequantize()` and data in float.
         `dynamic` rounds each row of the data to int8, with its largest magnitude as 127, and
-        multiplies integers, as the paper does.
+        multiplies integers, as the paper does; the codes of the data are stored as uint8 with 128
+        for zero.
 
     Args:
         graph: Graph to add to; `node` stays.
@@ -45,6 +51,7 @@ def mixed_int8(
         weight: The split weight.
         kernel: What computes the int8 part: DequantizeLinear and MatMul, MatMulNBits of 8 bits,
             or MatMulInteger.
+        accuracy_level: Of MatMulNBits, see `matmul_nbits`.
 
     Returns:
         The value that replaces the MatMul's, or why there is none.
@@ -72,7 +79,7 @@ def mixed_int8(
     if len(weight.regular) or not parts:
         part = _columns(place, weight.regular, "regular", bool(parts))
         if kernel == "nbits":
-            parts.append(_nbits(replace(place, x=part), weight))
+            parts.append(_nbits(replace(place, x=part), weight, accuracy_level))
         elif kernel == "dynamic":
             parts.append(_dynamic(place, part, weight))
         else:
@@ -97,7 +104,7 @@ def _columns(place: Site, index: NDArray[np.int64], role: str, needed: bool) -> 
     return place.insert("Gather", place.x, constant, role=role, attributes={"axis": -1})
 
 
-def _nbits(place: Site, weight: MixedInt8) -> Value:
+def _nbits(place: Site, weight: MixedInt8, accuracy_level: int) -> Value:
     """Multiply by the int8 part as MatMulNBits."""
     scale = weight.scale[None, :]
     encoding = Encoding("int8", scale, np.zeros(scale.shape, np.int64), (0, 1))
@@ -105,7 +112,7 @@ def _nbits(place: Site, weight: MixedInt8) -> Value:
     assert not isinstance(found, str)
     fitted = fit(found)
     assert not isinstance(fitted, str)
-    out = write_nbits(place, fitted, 0)
+    out = write_nbits(place, fitted, accuracy_level)
     assert not isinstance(out, Reject)
     return out
 
@@ -122,9 +129,13 @@ def _dynamic(place: Site, part: Value, weight: MixedInt8) -> Value:
     # A row of zeros has no step of its own.
     step = place.insert("Max", step, _number(place, "least_step", SMALLEST_SCALE), role="step")
     steps = place.insert("Round", place.insert("Div", part, step, role="in_steps"), role="rounded")
-    data = place.insert("Cast", steps, role="data_codes", attributes={"to": int(ir.DataType.INT8)})
+    # onnxruntime's kernels for uint8 data are many times as fast as those for int8.
+    shifted = place.insert("Add", steps, _number(place, "shift", 128.0), role="shifted")
+    uint8 = {"to": int(ir.DataType.UINT8)}
+    data = place.insert("Cast", shifted, role="data_codes", attributes=uint8)
     codes = place.constant("codes", weight.codes)
-    sums = place.insert("MatMulInteger", data, codes, role="sums")
+    middle = place.constant("data_zero_point", np.array(128, np.uint8))
+    sums = place.insert("MatMulInteger", data, codes, middle, role="sums")
     floats = place.insert(
         "Cast", sums, role="sums_float", attributes={"to": int(ir.DataType.FLOAT)}
     )

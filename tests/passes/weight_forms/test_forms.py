@@ -37,7 +37,7 @@ def results(codes):
     return {
         "dequantize_linear": uniform,
         "matmul_nbits": floats,
-        "float_zero": floats,
+        "cast_scale": floats,
         "matmul_bnb4": blocks,
         "block_codebook": blocks,
         "channel_codebook": channels,

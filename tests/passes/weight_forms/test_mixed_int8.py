@@ -59,6 +59,13 @@ def test_rows_of_the_data_in_int8(outliers, dtype):
     assert (np.abs(want - exact) <= step / 2 * rows + 1e-6).all()
 
 
+def test_accuracy_level_goes_to_matmul_nbits():
+    proto = matmul((70, 9))
+    out = onnx_io.to_proto(write(mixed_int8, weight_of(), proto, kernel="nbits", accuracy_level=4))
+    [node] = [n for n in out.graph.node if n.op_type == "MatMulNBits"]
+    assert [a.i for a in node.attribute if a.name == "accuracy_level"] == [4]
+
+
 def test_refusals():
     weight = weight_of()
     assert "opset 18" in refusal(mixed_int8, weight, matmul((70, 9), opset=17), kernel="dynamic")
