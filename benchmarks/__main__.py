@@ -1,6 +1,7 @@
 """Run every benchmark, or those named: `python -m benchmarks [graph_passes large_model ...]`.
 
-These run only when named: `peers` installs gigabytes of other packages, `cuda_weights` wants a GPU.
+These run only when named: `peers` installs gigabytes of other packages, `weights` wants a decoder and
+data, `cuda_weights` a GPU.
 """
 
 import runpy

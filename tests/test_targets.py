@@ -301,3 +301,12 @@ def test_the_users_settings_win_over_the_targets(tmp_path):
     stages = {stage.name: stage.options for stage in artifact.manifest.stages}
     assert stages["calibrate"]["observer"] == "minmax"
     assert stages["plan"]["precision"] == "w8a16"
+
+
+@pytest.mark.parametrize("name", targets())
+def test_every_form_of_weights_in_few_bits_exists(name):
+    from qgraph.passes.weight_forms import FORMS
+
+    known = {reference.partition(":")[2] for reference in FORMS}
+    for forms in target(name).weight_only.forms.values():
+        assert forms and set(forms) <= known

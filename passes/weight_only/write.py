@@ -15,7 +15,7 @@ from qgraph.passes.weight_only.scaling import MUL, NORMS, Place
 from qgraph.passes.weight_only.sequential import Quantized
 from qgraph.passes.weight_only.solve import Solution
 from qgraph.pipeline import Reject
-from qgraph.registry import load
+from qgraph.registry import load, pick
 
 
 def fold_scales(graph: Graph, quantized: Quantized) -> dict[Layer, Solution]:
@@ -66,7 +66,8 @@ def write_weight(
 
 
 def _form(name: str) -> Any:
-    return load(next(reference for reference in FORMS if reference.endswith(f":{name}")))
+    known = {reference.partition(":")[2]: reference for reference in FORMS}
+    return load(pick("weight form", name, known))
 
 
 def _in_codes(

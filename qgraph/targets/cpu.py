@@ -62,7 +62,7 @@ CPU = Target(
             "QuantizedWeight": ("matmul_nbits", "dequantize_linear"),
             "QuantizedWeight2": ("cast_scale", "matmul_nbits", "dequantize_linear"),
             "QuantizedWeight8": ("cast_scale", "matmul_nbits", "dequantize_linear"),
-            "FloatZero": ("cast_scale", "float_zero"),
+            "FloatZero": ("cast_scale", "matmul_nbits"),
             "BlockCodebook": ("block_codebook", "matmul_bnb4"),
             "ChannelCodebook": ("channel_codebook",),
             "MixedInt8": ("mixed_int8",),

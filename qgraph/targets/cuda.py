@@ -29,7 +29,10 @@ CUDA = Target(
     # contrib_ops/cuda/quantization/matmul_nbits.cc: 4 and 8 bits; codes with float zero points miss
     # its fast kernels and are made floats at every run.
     weight_only=WeightOnlyRules(
-        {"QuantizedWeight": ("matmul_nbits", "dequantize_linear")},
+        {
+            "QuantizedWeight": ("matmul_nbits", "dequantize_linear"),
+            "BlockCodebook": ("matmul_bnb4",),
+        },
         bits=(4, 8),
         blocks=(16, 32, 64, 128),
         source="onnxruntime: contrib_ops/cuda/quantization/matmul_nbits.cc",
