@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ from qgraph.passes.infer import InferShapes
 from qgraph.passes.linear_to_matmul import LinearToMatMul
 from qgraph.passes.weight_only.quantize import WeightOnly
 from qgraph.pipeline import Pipeline
-from qgraph.target import target
+from qgraph.target import WeightOnlyRules, target
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 SMALL = ["weight_only.min_elements=1", "weight_only.group=16"]
@@ -87,7 +88,8 @@ def test_float_zero_points_are_rounded_with_the_scales():
     """Form `matmul_nbits` of a model that another target had written."""
     x = {"x": np.random.default_rng(1).standard_normal((5, 32)).astype(np.float32)}
     graph, options = linear(), {"min_elements": 1, "group": 16, "method": "hqq", "head": True}
-    Pipeline([WeightOnly(**options)]).run(graph, Context(target=target("cpu")))
+    other = replace(target("cpu"), weight_only=WeightOnlyRules({"FloatZero": ("matmul_nbits",)}))
+    Pipeline([WeightOnly(**options)]).run(graph, Context(target=other))
     want = run_reference(onnx_io.to_proto(graph), x)["y"]
     Pipeline([Half()], given=graph.facts.present()).run(graph, Context(target=target("cuda")))
     proto = onnx_io.to_proto(graph)
