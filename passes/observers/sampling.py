@@ -3,8 +3,8 @@
 import math
 
 # Of one sample's values of one tensor. Neighbours in a feature map are alike: of 1.2 million
-# values, 32,768 spread evenly tell percentiles and errors as well (docs/calibration.md).
-ENOUGH = 1 << 15
+# values, 65,536 spread evenly tell percentiles and errors as well (docs/calibration.md).
+ENOUGH = 1 << 16
 
 
 def stride(size: int, limit: int = ENOUGH) -> int:
