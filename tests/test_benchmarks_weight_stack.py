@@ -15,7 +15,7 @@ def test_weights_are_drawn_into_the_file_and_quantized_from_there(tmp_path):
     weight_stack.write(model, config)
     onnx.checker.check_model(model)
     row = weight_stack.quantize("rtn", str(model), str(tmp_path / "packed.onnx"), 1, 8)
-    assert row["layers"] == 14 and 0 < row["saving"] < row["seconds"]
+    assert row["layers"] == 14 and row["seconds"] > 0 < row["cpu"]
     assert row["rss"] >= row["anonymous"] > 0
     floats = (tmp_path / "stack.onnx.data").stat().st_size
     assert row["bytes"] < floats
