@@ -106,7 +106,22 @@ def gather_dequantize(graph: Graph, node: Node, parts: list[Value], block: int) 
 
 
 def gather_plain(graph: Graph, node: Node, table: QuantizedWeight) -> Value | Reject:
-    """Do what `gather_table` does, in operators of the ONNX standard."""
+    """Write the table of a Gather in integers, in operators of the ONNX standard.
+
+    Before:
+        y = Gather(table, indices)                                              # table [V, H]
+
+    After:
+        y = DequantizeLinear <axis = -1, block_size> (Gather(codes, indices), Gather(scale, indices))
+
+    Args:
+        graph: Graph to add to; `node` stays.
+        node: A Gather of rows.
+        table: As `gather_table` takes it, of 8 bits.
+
+    Returns:
+        The value that replaces the Gather's, or why there is none.
+    """
     return gather_table(graph, node, table, kernel="plain")
 
 
