@@ -159,7 +159,7 @@ class WeightOnly(Pass):
         tables: list[Table] = []
         if self.embeddings:
             tables, reasons = find_tables(
-                graph, tied, exclude=context.exclude, least=self.min_elements
+                graph, layers, tied, exclude=context.exclude, least=self.min_elements
             )
             refused.update(reasons)
         plan = Plan(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qgraph.encoding import Encoding, Spec, dequantize
 from qgraph.facts import QuantizedWeight
 from qgraph.graph import Graph, Node, Value
+from qgraph.lazy import release
 from qgraph.passes.weight_forms import put
 from qgraph.passes.weight_forms.gather import gather_product
 from qgraph.passes.weight_only.layers import Layer
@@ -65,12 +66,19 @@ class Table:
 
 
 def find_tables(
-    graph: Graph, tied: Mapping[Layer, Value], *, exclude: Iterable[str], least: int
+    graph: Graph,
+    layers: Iterable[Layer],
+    tied: Mapping[Layer, Value],
+    *,
+    exclude: Iterable[str],
+    least: int,
 ) -> tuple[list[Table], dict[str, str]]:
     """Find the tables to quantize.
 
     Args:
         graph: The graph, before its layers are written.
+        layers: Layers that are quantized. Those that multiply by a transposed copy of a table, as
+            exporters write tied weights, count as its head.
         tied: Tables that layers multiply by; see `tied_tables`.
         exclude: Globs of node names and operators that stay in float.
         least: Tables with fewer elements stay in float.
@@ -93,7 +101,9 @@ def find_tables(
             tables[value].nodes.append(node)
         else:
             tables[value] = Table(value, [node])
-    for layer, value in tied.items():
+    for layer in layers:
+        copied = (v for v in tables if layer not in tied and _is_copy(graph, v, layer))
+        value = tied.get(layer) or next(copied, None)
         if value in tables:
             tables[value].head, tables[value].product = layer, layer.name
     # A Gather that is left alone needs the table in float: then it stays that for all.
@@ -101,6 +111,18 @@ def find_tables(
         for node in tables.pop(value).nodes:
             refused[node.name or ""] = "another node needs its table in float"
     return list(tables.values()), refused
+
+
+def _is_copy(graph: Graph, value: Value, layer: Layer) -> bool:
+    table = graph.array(value)
+    if table is None or table.shape[::-1] != layer.shape:
+        return False
+    matrix = layer.matrix(graph)
+    starts = range(0, len(table), _ROWS)
+    same = all(np.array_equal(table[a : a + _ROWS], matrix[:, a : a + _ROWS].T) for a in starts)
+    release(table)
+    layer.release(graph)
+    return same
 
 
 def _refusal(

@@ -158,6 +158,22 @@ def test_rows_that_no_block_ends_with_are_stored_again_with_the_same_codes():
     np.testing.assert_allclose(have[0], want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_with_a_copy_of_the_table_shares_its_codes(same):
+    # As exporters write tied weights, with the Transpose folded.
+    text = """g (int64[1,n] ids) => (float[1,n,50] y) {
+        [embed] x = Gather (table, ids)  t = Tanh (x)  [head] y = MatMul (t, w)
+    }"""
+    table = normal(1, 50, 32)
+    weight = table.T.copy()
+    weight[31, 49] += 0 if same else 1e-3
+    graph = onnx_io.load(model(text, {"table": table, "w": weight}))
+    compiled(graph, head=True, embeddings=True, embedding_bits=4)
+    shared = node(graph, "GatherBlockQuantized").inputs[2] is node(graph, "MatMulNBits").inputs[2]
+    assert shared == same
+    assert not {v.name for v in graph.initializers} & {"table", "w"}
+
+
 def test_a_head_in_another_form_has_the_same_codes_of_its_own():
     graph = tied()
     report = compiled(graph, head=True, embeddings=True, bits=8)
