@@ -58,6 +58,7 @@ class WeightOnlyRules:
     Attributes:
         forms: By the class of a quantized weight, or class and bits (`QuantizedWeight8`) where
             widths differ, the forms that execute it, best first; see `qgraph.passes.weight_forms`.
+            Those of `Table` gather rows.
         bits: Widths of uniform codes.
         blocks: Group lengths; empty for any. 0 stands for whole columns.
         symmetric: Whether zero points must be in the middle.
@@ -98,7 +99,7 @@ class WeightOnlyRules:
         if not self.forms:
             raise UsageError("the target has no weight-only kernels", fix="choose another target")
         if not uniform:
-            if not set(self.forms) - {"QuantizedWeight"}:
+            if not set(self.forms) - {"QuantizedWeight", "Table"}:
                 raise UsageError(f"the target does not execute {method}", fix="use gptq or rtn")
             return
         if bits not in self.bits:
@@ -115,7 +116,7 @@ class WeightOnlyRules:
 
 
 # Where no target is named: the form that every engine reads.
-ANYTHING = WeightOnlyRules({"QuantizedWeight": ("dequantize_linear",)})
+ANYTHING = WeightOnlyRules({"QuantizedWeight": ("dequantize_linear",), "Table": ("gather_plain",)})
 
 
 @dataclass(frozen=True)

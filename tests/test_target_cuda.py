@@ -200,7 +200,7 @@ def costly(monkeypatch):
         row("int4", 16, 64, 32, (5, 20)),
     )
     table = CostTable(device="a GPU", engine="", date="", command="", products=products)
-    monkeypatch.setattr("qgraph.passes.weight_only.quantize.load_costs", lambda name: table)
+    monkeypatch.setattr("qgraph.passes.weight_only.fitting.load_costs", lambda name: table)
 
 
 def rewritten(name="cuda", **options):

@@ -19,6 +19,7 @@ FORMS = [
     "qgraph.passes.weight_forms.codebook:channel_codebook",
     "qgraph.passes.weight_forms.mixed_int8:mixed_int8",
     "qgraph.passes.weight_forms.gather:gather_table",
+    "qgraph.passes.weight_forms.gather:gather_plain",
 ]
 
 

@@ -105,6 +105,67 @@ def gather_dequantize(graph: Graph, node: Node, parts: list[Value], block: int) 
     ).outputs[0]
 
 
+def gather_plain(graph: Graph, node: Node, table: QuantizedWeight) -> Value | Reject:
+    """Write the table of a Gather in integers, in operators of the ONNX standard.
+
+    Before:
+        y = Gather(table, indices)                                              # table [V, H]
+
+    After:
+        y = DequantizeLinear <axis = -1, block_size> (Gather(codes, indices), Gather(scale, indices))
+
+    Args:
+        graph: Graph to add to; `node` stays.
+        node: A Gather of rows.
+        table: As `gather_table` takes it, of 8 bits.
+
+    Returns:
+        The value that replaces the Gather's, or why there is none.
+    """
+    return gather_table(graph, node, table, kernel="plain")
+
+
+def gather_product(graph: Graph, node: Node, product: Node) -> Value | Reject:
+    """Gather rows of the codes that a MatMulNBits multiplies by: nothing is stored twice.
+
+    Before:
+        y = Gather(table, indices)
+        z = com.microsoft.MatMulNBits (x, codes, scale, zero_point)     # codes [V, blocks, bytes]
+
+    After:
+        y = com.microsoft.GatherBlockQuantized (Reshape(codes, [V, -1]), indices, scale, zero_point)
+
+    Args:
+        graph: Graph to add to; `node` stays.
+        node: A Gather of rows of the table whose transpose, quantized, is the product's weight.
+        product: The MatMulNBits.
+
+    Returns:
+        The value that replaces the Gather's, or why there is none.
+    """
+    if product.op_type != "MatMulNBits":
+        return Reject(f"{product.op_type} holds no blocks of codes")
+    depth, block, bits = (graph.attribute(product, name) for name in ("K", "block_size", "bits"))
+    if depth % block:
+        return Reject(f"rows of {depth} do not divide into whole blocks of {block}")
+    codes, scale, *rest = product.inputs[1:]
+    zero = rest[0] if rest else None
+    if bits not in (4, 8) or (zero is not None and zero.dtype != ir.DataType.UINT8):
+        return Reject("there is no Gather of such codes")
+    shape = graph.constant(f"{node.name}_rows", np.array([graph.attribute(product, "N"), -1]))
+    rows = graph.insert("Reshape", [codes, shape], before=node, name=f"{node.name}_codes")
+    inputs = [rows.outputs[0], node.inputs[1], scale, *([] if zero is None else [zero])]
+    return graph.insert(
+        "GatherBlockQuantized",
+        inputs,
+        before=node,
+        attributes={"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1},
+        name=f"{node.name}_gather",
+        domain=MICROSOFT,
+        like=node.outputs[0],
+    ).outputs[0]
+
+
 def _site(graph: Graph, node: Node, table: QuantizedWeight) -> Site | str:
     rows = node.inputs[1]
     if not graph.is_standard(node, "Gather") or node.inputs[0] is None or rows is None:

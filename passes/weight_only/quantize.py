@@ -1,27 +1,37 @@
 """Weights of linear layers in few bits, activations in float."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from qgraph.context import Context
-from qgraph.costs import load_costs, pays
 from qgraph.encoding import Spec
+from qgraph.errors import UsageError
 from qgraph.facts import Plan, QuantizedWeight
 from qgraph.graph import Graph
 from qgraph.passes.calibration_cache import data_key, graph_key
+from qgraph.passes.weight_only.fitting import slower, whole_blocks
 from qgraph.passes.weight_only.layers import Layer, find_layers
+from qgraph.passes.weight_only.record import record
 from qgraph.passes.weight_only.sequential import Quantized, on_data, without_data
 from qgraph.passes.weight_only.solve import MIXED, Settings, Solution, solve_group
 from qgraph.passes.weight_only.store import Store
+from qgraph.passes.weight_only.tables import (
+    Table,
+    find_tables,
+    quantize_table,
+    still_in_float,
+    tied_tables,
+    write_table,
+)
 from qgraph.passes.weight_only.write import fold_scales, write_weight
 from qgraph.passes.weights import WEIGHT_QUANTIZERS
 from qgraph.passes.weights.gptq import GPTQOptions
 from qgraph.passes.weights.grid import SHARES, RangeSearch
 from qgraph.pipeline import Pass, PassReport
-from qgraph.target import ANYTHING, Target, WeightOnlyRules
+from qgraph.target import ANYTHING, WeightOnlyRules
 
 # What methods that need data are replaced with where there is none.
 WITHOUT_DATA = "clipped"
@@ -74,6 +84,10 @@ class WeightOnly(Pass):
         refit: GPTQ: fit the scales to the codes in each of them.
         threshold: LLM.int8(): channels whose inputs reach it stay in float.
         head: Quantize layers that make a graph output too.
+        embeddings: Quantize tables that Gather reads too, rounded to nearest in the same groups
+            along their rows.
+        embedding_bits: Of tables: 8, whose errors are far below those of 4-bit layers, or 4.
+            Where a head of as many bits multiplies by the same table, both read one set of codes.
         skip_worse: How many layers, those with the largest error, get 8 bits instead.
         min_elements: Smaller weights stay in float.
         memory_mb: Memory beside the model for values handed from layer to layer, MB; more goes to
@@ -97,6 +111,8 @@ class WeightOnly(Pass):
     refit: bool = False
     threshold: Annotated[float, Field(gt=0)] = 6.0
     head: bool = False
+    embeddings: bool = False
+    embedding_bits: Literal[4, 8] = 8
     skip_worse: Annotated[int, Field(ge=0)] = 0
     min_elements: Annotated[int, Field(ge=1)] = 4096
     memory_mb: Annotated[int, Field(ge=1)] = 1024
@@ -129,11 +145,23 @@ class WeightOnly(Pass):
                 refused[layer.name] = f"{settings.method} takes no stack of experts' weights"
                 layers.remove(layer)
         if self.batch is not None:
-            for name, reason in self._slower(layers, self.batch, context.target, report).items():
-                refused[name] = reason
-                layers = [layer for layer in layers if layer.name != name]
+            precision = (f"int{self.bits}", self.group)
+            slow, warnings = slower(layers, *precision, self.batch, context.target)
+            refused.update(slow)
+            report.warnings += warnings
+            layers = [layer for layer in layers if layer.name not in slow]
         if settings.uniform:
-            settings = self._with_whole_blocks(rules, layers, settings, refused)
+            blocks, broken = whole_blocks(layers, self.group, rules)
+            refused.update(broken)
+            settings = replace(settings, blocks=blocks)
+            layers = [layer for layer in layers if layer.name not in broken]
+        tied = tied_tables(layers)
+        tables: list[Table] = []
+        if self.embeddings:
+            tables, reasons = find_tables(
+                graph, layers, tied, exclude=context.exclude, least=self.min_elements
+            )
+            refused.update(reasons)
         plan = Plan(
             nodes={n.name or "": ("float", f"{n.op_type} stays in float") for n in graph.walk()}
         )
@@ -149,59 +177,24 @@ class WeightOnly(Pass):
             solutions = fold_scales(graph, self._relieved(graph, found, settings))
             for layer in layers:
                 self._write(graph, layer, solutions[layer], rules, plan, report)
+            self._write_tables(graph, tables, solutions, settings, rules, plan, report)
             finished = True
         finally:
             store.close(finished=finished)
+        report.details += still_in_float(graph, tied)
         graph.drop_unread_initializers()
         graph.facts.plan, graph.facts.quantized = plan, True
         return report
-
-    def _with_whole_blocks(
-        self,
-        rules: WeightOnlyRules,
-        layers: list[Layer],
-        settings: Settings,
-        refused: dict[str, str],
-    ) -> Settings:
-        """Give layers that don't divide into whole groups shorter ones; refuse them if none fit."""
-        blocks: dict[int, int] = {}
-        for layer in list(layers):
-            block = rules.block_for(layer.size, self.group)
-            if block is None:
-                reason = f"its {layer.size} rows do not divide into whole groups of {self.group}"
-                refused[layer.name] = f"{reason}, as the target wants them"
-                layers.remove(layer)
-            elif block != self.group:
-                blocks[layer.size] = block
-        return replace(settings, blocks=blocks)
-
-    def _slower(
-        self, layers: Sequence[Layer], batch: int, target: Target | None, report: PassReport
-    ) -> dict[str, str]:
-        """Return the layers that few bits make slower on the target, with reasons, by name."""
-        if target is None or not target.costs:
-            name = "without a target" if target is None else f"for target {target.name}"
-            report.warnings.append(f"no times were measured {name}: batch={batch} decides nothing")
-            return {}
-        table, kernel = load_costs(target.costs), f"int{self.bits}"
-        against = target.float_type or "fp32"
-        found = {}
-        for layer in layers:
-            if len(layer.shape) != 2:
-                continue
-            verdict = pays(table, *layer.shape, batch, kernel, self.group, against=against)
-            if verdict is not None and not verdict.pays:
-                found[layer.name] = (
-                    f"{kernel} would take {verdict.ratio:.2f} times as long as {against} "
-                    f"at batch {batch} ({verdict.source})"
-                )
-        return found
 
     def _settings(self, rules: WeightOnlyRules, report: PassReport, context: Context) -> Settings:
         """Return how to quantize, once the target is known to execute it."""
         symmetric = rules.symmetric if self.symmetric is None else self.symmetric
         uniform = self.method in WEIGHT_QUANTIZERS
         rules.check(self.method, uniform, self.bits, self.group, symmetric)
+        if self.embeddings and "Table" not in rules.forms:
+            raise UsageError(
+                "the target has no tables in few bits", fix="leave weight_only.embeddings off"
+            )
         method = self.method
         if context.data is None and method in ON_DATA:
             report.warnings.append(f"{method} needs data: did {WITHOUT_DATA} instead; pass --data")
@@ -298,36 +291,27 @@ class WeightOnly(Pass):
             plan.nodes[layer.name] = ("float", reason)
             report.refuse(layer.name, reason)
             return
-        label = weight.encoding.dtype if isinstance(weight, QuantizedWeight) else self.method
-        error = f"relative error of the result {solution.loss:.3g}"
-        if solution.before is not None:
-            error += f", rounded to nearest {solution.before:.3g}"
-        plan.nodes[layer.name] = (label.removeprefix("u"), f"{solution.method}, {error}")
-        report.did(f"{layer.name}: {label} by {solution.method}, {error}, {solution.seconds:.2f} s")
-        if isinstance(weight, QuantizedWeight) and self.group not in (0, *weight.encoding.block):
-            length = max(weight.encoding.block)
-            report.details.append(f"{layer.name}: groups of {length}: the target wants whole ones")
-        if solution.note:
-            report.details.append(f"{layer.name}: {solution.note}")
-        report.layers.append(
-            {
-                "name": layer.name,
-                "type": label,
-                "method": solution.method,
-                "bits": _bits(weight),
-                "error_before": solution.before,
-                "error": solution.loss,
-                "seconds": round(solution.seconds, 3),
-                "note": solution.note,
-            }
-        )
+        record(layer.name, solution, self.method, self.group, plan, report)
 
-
-def _bits(weight: Any) -> float:
-    """Stored bits a weight, scales and zero points included."""
-    if not isinstance(weight, QuantizedWeight):
-        return round(float(weight.bits()), 3)
-    encoding = weight.encoding
-    bits = int(encoding.dtype[-1])
-    zero = 0 if encoding.dtype.startswith("int") else bits
-    return round(bits + (32 + zero) * encoding.scale.size / weight.codes.size, 3)
+    def _write_tables(
+        self,
+        graph: Graph,
+        tables: Sequence[Table],
+        layers: Mapping[Layer, Solution],
+        settings: Settings,
+        rules: WeightOnlyRules,
+        plan: Plan,
+        report: PassReport,
+    ) -> None:
+        """Quantize and write what Gathers read; the layers are written already."""
+        for table in tables:
+            reason = table.read_in_float(graph)
+            if reason is None:
+                solution = quantize_table(graph, table, self.embedding_bits, settings, layers)
+                reason = write_table(graph, table, solution, rules.forms["Table"])
+            if reason is not None:
+                for node in table.nodes:
+                    plan.nodes[node.name or ""] = ("float", reason)
+                    report.refuse(node.name or "", reason)
+                continue
+            record(table.name, solution, self.method, self.group, plan, report)

@@ -25,7 +25,7 @@ _LEAST_BYTES = 1 << 20
 class Store:
     """A folder with the solutions of groups of layers, each written whole or not at all.
 
-    Codes are mapped from there, not held. `close` removes the folder; what was mapped stays
+    Codes, scales and zero points are mapped from there, not held. `close` removes the folder; what was mapped stays
     readable as long as it is used.
     """
 
@@ -68,7 +68,7 @@ class Store:
                 heads = json.loads(archive["heads"].tobytes())
                 arrays = {name: archive[name] for name in archive.files}
             return [self._read(group, i, head, arrays) for i, head in enumerate(heads)]
-        except (DataError, OSError, ValueError, KeyError, TypeError):
+        except (DataError, OSError, ValueError, KeyError, IndexError, TypeError):
             return None
 
     def _write(self, group: int, solutions: list[Solution]) -> None:
@@ -77,10 +77,11 @@ class Store:
         for index, each in enumerate(solutions):
             assert isinstance(each.weight, QuantizedWeight)
             encoding = each.weight.encoding
-            arrays[f"scale{index}"], arrays[f"zero{index}"] = encoding.scale, encoding.zero_point
             if each.scale is not None:
                 arrays[f"by{index}"] = each.scale
-            if not self._codes(group, index).is_file():
+            if not self._file(group, index).is_file():
+                arrays[f"scale{index}"] = encoding.scale
+                arrays[f"zero{index}"] = encoding.zero_point
                 arrays[f"codes{index}"] = each.weight.codes.astype(np.int16)
             heads.append(
                 {
@@ -103,15 +104,13 @@ class Store:
     def _read(
         self, group: int, index: int, head: dict[str, Any], arrays: dict[str, NDArray[Any]]
     ) -> Solution:
-        dtype = INTEGERS[head["dtype"]][2]
+        dtype, block, loss = head["dtype"], tuple(head["block"]), float(head["weight_loss"])
         if f"codes{index}" in arrays:
-            codes: NDArray[Any] = arrays[f"codes{index}"].astype(dtype)
+            codes = arrays[f"codes{index}"].astype(INTEGERS[dtype][2])
+            encoding = Encoding(dtype, arrays[f"scale{index}"], arrays[f"zero{index}"], block)
+            weight = QuantizedWeight(codes, encoding, loss)
         else:
-            codes = np.load(self._codes(group, index), mmap_mode="r").view(dtype)
-        encoding = Encoding(
-            head["dtype"], arrays[f"scale{index}"], arrays[f"zero{index}"], tuple(head["block"])
-        )
-        weight = QuantizedWeight(codes, encoding, float(head["weight_loss"]))
+            weight = self._mapped_weight(group, index, dtype, block, loss)
         return Solution(
             weight,
             arrays.get(f"by{index}"),
@@ -126,11 +125,29 @@ class Store:
         weight = solution.weight
         if not isinstance(weight, QuantizedWeight) or weight.codes.nbytes < _LEAST_BYTES:
             return solution
-        path = self._codes(group, index)
+        encoding = weight.encoding
         # numpy's files know no 4-bit type: the bytes are stored, one a code.
-        np.save(path, np.ascontiguousarray(weight.codes).view(np.uint8))
-        codes = np.load(path, mmap_mode="r").view(weight.codes.dtype)
-        return replace(solution, weight=replace(weight, codes=codes))
+        fields: dict[str, NDArray[Any]] = {
+            "codes": np.ascontiguousarray(weight.codes).view(np.uint8),
+            "scale": encoding.scale,
+            "zero_point": encoding.zero_point,
+        }
+        layout = [(name, array.dtype, array.shape) for name, array in fields.items()]
+        # One file and one mapping: each mapping keeps a file open.
+        record = np.zeros(1, np.dtype(layout, align=True))
+        for name, array in fields.items():
+            record[name][0] = array
+        np.save(self._file(group, index), record)
+        mapped = self._mapped_weight(group, index, encoding.dtype, encoding.block, weight.loss)
+        return replace(solution, weight=mapped)
 
-    def _codes(self, group: int, index: int) -> Path:
+    def _mapped_weight(
+        self, group: int, index: int, dtype: str, block: tuple[int, ...], loss: float
+    ) -> QuantizedWeight:
+        record = np.load(self._file(group, index), mmap_mode="r")
+        codes = record["codes"][0].view(INTEGERS[dtype][2])
+        encoding = Encoding(dtype, record["scale"][0], record["zero_point"][0], block)
+        return QuantizedWeight(codes, encoding, loss)
+
+    def _file(self, group: int, index: int) -> Path:
         return self._folder / f"{group}-{index}.npy"

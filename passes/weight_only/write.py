@@ -52,8 +52,8 @@ def write_weight(
         None, or why none of the forms takes it; the layer is as it was then.
     """
     reasons = []
-    for form in forms:
-        write = partial(_form(form), **options.get(form, {}))
+    for name in forms:
+        write = partial(form(name), **options.get(name, {}))
         for node in layer.nodes:
             value = write(graph, node, solution.weight)
             if isinstance(value, Reject):
@@ -65,7 +65,8 @@ def write_weight(
     return "; ".join(dict.fromkeys(reasons))
 
 
-def _form(name: str) -> Any:
+def form(name: str) -> Any:
+    """Return a form by the name of its function."""
     known = {reference.partition(":")[2]: reference for reference in FORMS}
     return load(pick("weight form", name, known))
 

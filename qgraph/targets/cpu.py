@@ -66,6 +66,7 @@ CPU = Target(
             "BlockCodebook": ("block_codebook", "matmul_bnb4"),
             "ChannelCodebook": ("channel_codebook",),
             "MixedInt8": ("mixed_int8",),
+            "Table": ("gather_table", "gather_plain"),
         },
         blocks=(0, 16, 32, 64, 128, 256),
         source="onnxruntime 1.32: MatMulNBits",

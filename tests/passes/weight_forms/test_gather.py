@@ -9,7 +9,7 @@ from qgraph import onnx_io
 from qgraph.encoding import Encoding, Spec, dequantize, encode_array, quantize
 from qgraph.facts import QuantizedWeight
 from qgraph.passes.weight_forms import put
-from qgraph.passes.weight_forms.gather import gather_table
+from qgraph.passes.weight_forms.gather import gather_product, gather_table
 from qgraph.pipeline import Reject
 
 DTYPES = [f"{sign}int{bits}" for bits in (2, 3, 4, 8) for sign in ("", "u")]
@@ -108,3 +108,53 @@ def test_gathers_of_one_table_share_it():
 )
 def test_refusals(table, proto, reason):
     assert reason in written(table, proto)
+
+
+def product(**attributes):
+    """A MatMulNBits by a table [7, 32] of 4 or 8 bits beside a Gather."""
+    bits, block = attributes["bits"], attributes["block_size"]
+    blocks = -(-attributes["K"] // block)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "codes": rng.integers(0, 256, (7, blocks, block * bits // 8), np.uint8),
+        "scale": rng.uniform(0.5, 1.5, (7, blocks)).astype(np.float32),
+        "zero": rng.integers(0, 256, (7, -(-blocks * bits // 8)), np.uint8),
+        "t": np.zeros((7, attributes["K"]), np.float32),
+    }
+    settings = ", ".join(f"{name} = {value}" for name, value in attributes.items())
+    text = f"""<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+    g (int64[2] ids, float[W, {attributes["K"]}] x) => (float[2, Q] y, float[W, 7] z) {{
+        y = Gather (t, ids)
+        z = com.microsoft.MatMulNBits <{settings}> (x, codes, scale, zero)
+    }}"""
+    graph = onnx_io.load(model(text, arrays))
+    graph.name_nodes()
+    (gather,) = graph.nodes("Gather")
+    (by,) = [node for node in graph.nodes() if node.op_type == "MatMulNBits"]
+    return graph, gather, by
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", [16, 32])
+def test_rows_of_what_a_product_multiplies_by(bits, block):
+    graph, gather, by = product(K=64, N=7, bits=bits, block_size=block)
+    put(graph, gather, gather_product(graph, gather, by))
+    feeds = {"ids": np.array([4, -1]), "x": np.eye(64, dtype=np.float32)}
+    found = run_reference(onnx_io.to_proto(graph), feeds)
+    np.testing.assert_allclose(found["y"], found["z"].T[[4, -1]], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"K": 72, "bits": 4, "block_size": 32}, "rows of 72 do not divide into whole blocks"),
+        ({"K": 64, "bits": 2, "block_size": 32}, "no Gather of such codes"),
+    ],
+)
+def test_products_whose_codes_are_no_table(attributes, reason):
+    graph, gather, by = product(N=7, **attributes)
+    value = gather_product(graph, gather, by)
+    assert isinstance(value, Reject) and reason in value.reason
+    value = gather_product(graph, gather, gather)
+    assert isinstance(value, Reject) and "Gather holds no blocks" in value.reason
+    assert len(list(graph.nodes())) == 2

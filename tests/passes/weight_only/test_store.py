@@ -43,7 +43,10 @@ def test_another_run_finds_what_was_put(dtype, rows):
     for a, b, c in zip(before, kept, again, strict=True):
         same(a, b)
         same(a, c)
-        assert on_disk(b.weight.codes) == (rows == 32)
+        for found in (b, c):
+            encoding = found.weight.encoding
+            for array in (found.weight.codes, encoding.scale, encoding.zero_point):
+                assert on_disk(array) == (rows == 32)
     assert Store("other").get(3) is None and Store("key").get(4) is None
 
 
@@ -73,6 +76,13 @@ def test_a_damaged_file_is_a_miss(cache, name):
     Store("key").put(0, solutions())
     (path,) = cache.glob(f"*/{name}")
     path.write_bytes(path.read_bytes()[:100])
+    assert Store("key").get(0) is None
+
+
+def test_a_file_of_another_kind_is_a_miss(cache):
+    Store("key").put(0, solutions())
+    (path,) = cache.glob("*/0-1.npy")
+    np.save(path, np.zeros((32, 24), np.uint8))
     assert Store("key").get(0) is None
 
 
