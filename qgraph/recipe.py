@@ -36,9 +36,9 @@ class VerifyOptions(BaseModel):
     """The `[verify]` table: how well the artifact must agree with the original.
 
     Attributes:
-        min_sqnr_db: Lowest signal to quantization noise ratio of any output, decibels; None for
-            no floor.
-        min_cosine: Lowest cosine similarity of any output; None for no floor.
+        min_sqnr_db: Lowest signal to quantization noise ratio of any output that is no KV cache,
+            decibels; None for no floor.
+        min_cosine: Lowest cosine similarity of any such output; None for no floor.
         held_out: Fraction (float) or number (int) of samples kept out of calibration for it.
     """
 
