@@ -76,7 +76,7 @@ def compile(
             complete. Default: `<model>.<precision>` in the current folder.
         target: Name of a target; see `qgraph.target.targets`.
         precision: One of the target's precisions; default: the recipe's.
-        recipe: Name, file or object; default: `default`.
+        recipe: Name, file or object; default: `default`, for weights in few bits `awq+gptq`.
         data: Calibration data; see `qgraph.data.open_data`.
         samples: How many samples to use at most.
         exclude: Globs of node names or operators that stay in float.
