@@ -76,7 +76,7 @@ def compile(
             complete. Default: `<model>.<precision>` in the current folder.
         target: Name of a target; see `qgraph.target.targets`.
         precision: One of the target's precisions; default: the recipe's.
-        recipe: Name, file or object; default: `default`, for weights in few bits `awq+gptq`.
+        recipe: Name, file or object; default: `default`.
         data: Calibration data; see `qgraph.data.open_data`.
         samples: How many samples to use at most.
         exclude: Globs of node names or operators that stay in float.
@@ -275,7 +275,7 @@ def _verify(
             feeds,
             kind=kind,
             state={cache.output for cache in caches},
-            min_sqnr_db=floor.min_sqnr_db if judged else None,
+            min_sqnr_db=floor.sqnr_floor(job.precision) if judged else None,
             min_cosine=floor.min_cosine if judged else None,
             progress=job.listener.progress,
         )

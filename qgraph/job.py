@@ -15,9 +15,6 @@ from qgraph.recipe_files import named_recipes
 from qgraph.target import PRECISIONS, WEIGHT_ONLY, Target
 from qgraph.target import target as named_target
 
-# The recipe for weights in few bits where none is named.
-FEW_BITS = "awq+gptq"
-
 
 @dataclass
 class Job:
@@ -54,8 +51,7 @@ def resolve(
         UsageError: Something is unknown, or the target has no such precision.
     """
     hardware = named_target(target)
-    usual = FEW_BITS if precision in WEIGHT_ONLY else "default"
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or usual)
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or "default")
     wanted = precision or _of_recipe(loaded) or hardware.default_precision
     if recipe is None or recipe in named_recipes():
         # What was measured for the target goes before what was measured for all.

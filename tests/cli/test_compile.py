@@ -120,9 +120,6 @@ def test_the_summary_of_a_decoder(invoke, tmp_path):
         r"latency .* in (openvino|onnxruntime-cpu), one token behind 63", result.stdout
     )
     assert "1 x it makes a graph output; weight_only.head=true quantizes it too" in result.stdout
-    assert "4 samples, held out" in result.stdout  # as recipe awq+gptq says
-    recipe = json.loads((tmp_path / "out" / "manifest.json").read_text())["recipe"]
-    assert recipe["name"] == "awq+gptq"
 
 
 def test_explain_of_what_is_no_artifact(invoke, artifact, convnet):
