@@ -12,7 +12,8 @@ import numpy as np
 from qgraph import __version__, flow, onnx_io, record
 from qgraph.artifact import MODEL, Artifact, check_output, draft
 from qgraph.context import Context
-from qgraph.data import DataSet
+from qgraph.data import DataSet, Feeds
+from qgraph.decoder import context_length
 from qgraph.engine_choice import Selection, select_engine
 from qgraph.errors import AccuracyError
 from qgraph.explain import node_precisions
@@ -20,6 +21,7 @@ from qgraph.float_session import FloatSession
 from qgraph.graph import Graph
 from qgraph.interface import Interface
 from qgraph.job import Job, output_folder, resolve
+from qgraph.kv_cache import Cache, find_caches
 from qgraph.listener import Listener
 from qgraph.manifest import Accuracy, Manifest
 from qgraph.pipeline import Hook, Pass, Pipeline, Stage
@@ -34,8 +36,9 @@ from qgraph.recipe import Recipe
 from qgraph.runtime.backend import TensorInfo
 from qgraph.target_fit import check_shapes, too_large
 from qgraph.text import few
+from qgraph.timing_sample import timing_sample
 from qgraph.tokenizer import copy_tokenizer
-from qgraph.verify import Outputs, reference_outputs, verify
+from qgraph.verify import verify
 
 Kind = Literal["held out", "calibration", "random"]
 
@@ -109,6 +112,7 @@ def compile(
         dataset, calibration, held_out = split_data(graph, data, samples, job, given)
         context = job_context(job, calibration, given)
         inputs = graph.signature()
+        caches, positions = find_caches(graph), context_length(graph)
         check_io_options(graph, job, dataset, given)
         with draft(folder) as scratch:
             stages, floating = _rewrite(graph, job, context, passes, hooks, scratch)
@@ -121,20 +125,17 @@ def compile(
             kind, feeds = _feeds(inputs, held_out, calibration)
             if kind == "random":
                 feeds = [interface.snapped(sample) for sample in feeds]
-            sample = interface.raw(feeds[0])
             del graph
             job.listener.stage("running the original")
-            expected = reference_outputs(
-                original,
-                feeds,
-                guessed=kind == "random" and held_out is None,
-                progress=job.listener.progress,
-            )
+            guessed = kind == "random" and held_out is None
+            timed = timing_sample(original, feeds[0], caches, positions, guessed=guessed)
             size = sum(path.stat().st_size for path in written)
             if line := too_large(job.target, size):
                 job.warn(line)
-            selection = _select(job, scratch / MODEL, floating, sample, feeds[0])
-            accuracy = _verify(job, scratch / MODEL, selection, interface, kind, feeds, expected)
+            selection = _select(job, scratch / MODEL, floating, interface, timed.feeds)
+            accuracy = _verify(
+                job, original, scratch / MODEL, selection, interface, kind, feeds, caches
+            )
             _remove_float(floating, scratch)
             manifest = Manifest(
                 qgraph_version=__version__,
@@ -150,6 +151,7 @@ def compile(
                 stages=[record.stage_record(stage) for stage in stages],
                 warnings=job.warnings,
                 engine=selection.engine,
+                timed="" if selection.not_timed else timed.what,
                 timings=selection.timings,
                 not_timed=selection.not_timed,
                 accuracy=accuracy,
@@ -221,7 +223,7 @@ def _remove_float(floating: Path | None, scratch: Path) -> None:
 
 def _feeds(
     inputs: Sequence[TensorInfo], held_out: DataSet | None, calibration: DataSet | None
-) -> tuple[Kind, list[dict[str, Any]]]:
+) -> tuple[Kind, list[Feeds]]:
     """Samples for timing and verifying: held-out ones, else calibration ones, else random."""
     from qgraph.runtime.feeds import random_feeds
 
@@ -238,13 +240,12 @@ def _select(
     job: Job,
     model: Path,
     floating: Path | None,
-    sample: dict[str, Any],
-    float_sample: dict[str, Any],
+    interface: Interface,
+    feeds: Feeds,
 ) -> Selection:
     job.listener.stage("measuring engines")
-    selection = select_engine(
-        job.target, job.precision, model, floating, sample, float_feeds=float_sample
-    )
+    raw = interface.raw(feeds)
+    selection = select_engine(job.target, job.precision, model, floating, raw, float_feeds=feeds)
     ratio = selection.slower_than_float
     if ratio is not None and ratio > SLOWER_BY:
         job.warn(
@@ -256,23 +257,25 @@ def _select(
 
 def _verify(
     job: Job,
+    original: Path,
     model: Path,
     selection: Selection,
     interface: Interface,
     kind: Kind,
-    feeds: list[dict[str, Any]],
-    expected: list[Outputs],
+    feeds: Sequence[Feeds],
+    caches: Sequence[Cache],
 ) -> Accuracy:
     job.listener.stage("verifying")
     floor = job.recipe.verify
     judged = kind != "random" and job.precision != "as is"
     with selection.open(model) as session:
         return verify(
-            expected,
+            original,
             FloatSession(session, interface),
             feeds,
             kind=kind,
-            min_sqnr_db=floor.min_sqnr_db if judged else None,
+            state={cache.output for cache in caches},
+            min_sqnr_db=floor.sqnr_floor(job.precision) if judged else None,
             min_cosine=floor.min_cosine if judged else None,
             progress=job.listener.progress,
         )

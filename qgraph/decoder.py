@@ -10,37 +10,46 @@ from qgraph.data.caches import add_empty, with_caches
 from qgraph.data.inputs import Feeds, InputSpec, read_layout
 from qgraph.errors import DataError, EngineError, ModelError
 from qgraph.graph import Graph
-from qgraph.kv_cache import cache_axes, find_caches
+from qgraph.kv_cache import Cache
 from qgraph.runtime.backend import Session
 
 # Metadata that says how many positions a model has.
 CONTEXT_KEY = "context_length"
 
 
+def context_length(graph: Graph) -> int | None:
+    """Return how many positions a decoder has, where its metadata says so."""
+    text = graph.model.metadata_props.get(CONTEXT_KEY, "")
+    return int(text) if text.isdecimal() and len(text) < 10 and int(text) else None
+
+
 class Decoder:
     """One sequence of tokens that grows; the model gives the logits of what comes next.
 
     Attributes:
+        ids: Name of the input that takes tokens.
         cached: Whether the model has a KV cache. Without one, every step runs the whole sequence.
-        context: Positions that the model has, where its metadata says so.
+        context: Positions that the model has, where that is known.
         vocabulary: Number of tokens that the model knows, where its output's shape says so.
         length: Tokens so far.
     """
 
-    def __init__(self, session: Session, graph: Graph) -> None:
+    def __init__(self, session: Session, caches: Sequence[Cache], context: int | None) -> None:
         """Tell the model's inputs apart.
 
         Args:
             session: The model, opened.
-            graph: The same model, for its structure.
+            caches: Its KV cache; see `qgraph.kv_cache`.
+            context: Positions that it has; see `context_length`.
 
         Raises:
             ModelError: It is no decoder: it has no token input or logits, or inputs that are
                 neither tokens, mask, positions nor caches.
         """
         self._session = session
-        self._caches = find_caches(graph)
-        self._layout = with_caches(read_layout(session.inputs), cache_axes(graph))
+        self._caches = tuple(caches)
+        axes = {cache.input: cache.axis for cache in caches}
+        self._layout = with_caches(read_layout(session.inputs), axes)
         roles = {_role(spec): spec for spec in self._layout.inputs if spec.grows is None}
         others = len(self._layout.required) - len(roles)
         if others or "ids" not in roles or "" in roles:
@@ -51,11 +60,12 @@ class Decoder:
                 "and caches",
             )
         self._roles = roles
+        self.ids = roles["ids"].name
         self._logits = self._logits_output()
         self._values: Feeds = {}
         self._seen: list[int] = []
         self.cached = bool(self._caches)
-        self.context = _context(graph)
+        self.context = context
         self.vocabulary = self._vocabulary()
         self.length = 0
 
@@ -80,22 +90,14 @@ class Decoder:
             ids = ids[-1:]
         return self._run(ids)
 
-    def _run(self, ids: Sequence[int]) -> NDArray[Any]:
-        self._seen += ids
-        new = ids if self.cached else self._seen
-        outputs = [self._logits, *(cache.output for cache in self._caches)]
-        results = self._session.run(self._feeds(new), outputs)
-        self._values = {cache.input: results[cache.output] for cache in self._caches}
-        self.length = len(self._seen)
-        logits = results[self._logits]
-        if logits.ndim != 3 or not logits.shape[1]:
-            raise EngineError(f"{self._logits!r} has shape {list(logits.shape)}, no logits")
-        last: NDArray[Any] = logits[0, -1]
-        return last
+    def feeds(self, ids: Sequence[int]) -> Feeds:
+        """Return what the model is fed to put tokens behind those of former steps.
 
-    def _feeds(self, new: Sequence[int]) -> Feeds:
-        """Return the feeds for tokens behind those in the caches."""
-        total = len(self._seen)
+        Raises:
+            DataError: The model fixes another length.
+        """
+        total = len(self._seen) + len(ids)
+        new = [*ids] if self.cached else [*self._seen, *ids]
         values = {
             "ids": np.array([new]),
             "mask": np.ones((1, total)),
@@ -106,10 +108,22 @@ class Decoder:
         if isinstance(fixed, int) and fixed != len(new):
             raise DataError(
                 f"takes {fixed} tokens in a run, there are {len(new)}",
-                where=f"input {self._roles['ids'].name!r}",
+                where=f"input {self.ids!r}",
                 fix="export the model with a dynamic length",
             )
         return add_empty(feeds | self._values, self._layout)
+
+    def _run(self, ids: Sequence[int]) -> NDArray[Any]:
+        outputs = [self._logits, *(cache.output for cache in self._caches)]
+        results = self._session.run(self.feeds(ids), outputs)
+        self._seen += ids
+        self._values = {cache.input: results[cache.output] for cache in self._caches}
+        self.length = len(self._seen)
+        logits = results[self._logits]
+        if logits.ndim != 3 or not logits.shape[1]:
+            raise EngineError(f"{self._logits!r} has shape {list(logits.shape)}, no logits")
+        last: NDArray[Any] = logits[0, -1]
+        return last
 
     def _vocabulary(self) -> int | None:
         (shape,) = (info.shape for info in self._session.outputs if info.name == self._logits)
@@ -137,8 +151,3 @@ def _role(spec: InputSpec) -> str:
     if spec.dtype not in (np.int32, np.int64):
         return ""
     return "positions" if "position" in name else "ids"
-
-
-def _context(graph: Graph) -> int | None:
-    text = graph.model.metadata_props.get(CONTEXT_KEY, "")
-    return int(text) if text.isdecimal() and len(text) < 10 and int(text) else None

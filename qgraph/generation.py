@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qgraph.decoder import Decoder
+from qgraph.decoder import Decoder, context_length
 from qgraph.errors import DataError, EngineError, UsageError
+from qgraph.kv_cache import find_caches
 from qgraph.runnable import runnable
 from qgraph.sampling import Sampling
 from qgraph.tokenizer import TextTokenizer, find_tokenizer
@@ -106,7 +107,8 @@ def generate(
     ids = reader.encode(prompt) if isinstance(prompt, str) and reader else [int(i) for i in prompt]
     notes = []
     with chosen.open() as session:
-        decoder = Decoder(session, chosen.structure())
+        structure = chosen.structure()
+        decoder = Decoder(session, find_caches(structure), context_length(structure))
         _check_prompt(ids, decoder)
         if not decoder.cached:
             notes.append(WITHOUT_CACHE)

@@ -12,7 +12,7 @@ from qgraph.interface import InputType, OutputType
 from qgraph.listener import Listener, Silent
 from qgraph.recipe import Recipe, load_recipe, with_settings
 from qgraph.recipe_files import named_recipes
-from qgraph.target import PRECISIONS, Target
+from qgraph.target import PRECISIONS, WEIGHT_ONLY, Target
 from qgraph.target import target as named_target
 
 
@@ -68,8 +68,18 @@ def resolve(
                 fix=f"choose one of: {', '.join(hardware.precisions)}",
             )
         raise unknown_name("precision", wanted, hardware.precisions)
+    _check_bits(loaded, wanted)
     globs = (*loaded.exclude, *exclude)
     return Job(hardware, loaded, wanted, wanted, globs, listener or Silent(), [])
+
+
+def _check_bits(recipe: Recipe, precision: str) -> None:
+    """Refuse another number of bits than the precision has, which would be passed over."""
+    bits = recipe.passes.get("weight_only", {}).get("bits")
+    if bits is not None and bits != WEIGHT_ONLY.get(precision, bits):
+        raise UsageError(
+            f"weight_only.bits={bits} is not {precision}", fix=f"pass --bits {bits} in its place"
+        )
 
 
 def _of_recipe(recipe: Recipe) -> str | None:

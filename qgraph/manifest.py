@@ -60,6 +60,8 @@ class Accuracy(_Part):
     samples: int
     data: Literal["held out", "calibration", "random"]
     outputs: list[dict[str, Any]]
+    state: list[str] = Field(default_factory=list)
+    """Outputs that are KV caches: compared like the others, but floors are for answers."""
     min_sqnr_db: float | None = None
     passed: bool = True
     failures: list[str] = Field(default_factory=list)
@@ -82,6 +84,8 @@ class Manifest(_Part):
     stages: list[StageRecord] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
     engine: Engine | None = None
+    timed: str = ""
+    """What the candidates were timed on: one sample, or a decoder's step of one token."""
     timings: list[Timing] = Field(default_factory=list)
     not_timed: str = ""
     """Why nothing was timed: no engine of the target runs on the machine that compiled."""

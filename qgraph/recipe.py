@@ -27,6 +27,7 @@ Precision = Literal[
     "int2",
 ]
 
+Decibels = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
@@ -36,19 +37,29 @@ class VerifyOptions(BaseModel):
     """The `[verify]` table: how well the artifact must agree with the original.
 
     Attributes:
-        min_sqnr_db: Lowest signal to quantization noise ratio of any output, decibels; None for
-            no floor.
-        min_cosine: Lowest cosine similarity of any output; None for no floor.
+        min_sqnr_db: Lowest signal to quantization noise ratio of any output that is no KV cache,
+            decibels, for every precision or in a table by precision, where `others` stands for
+            those that it does not name; None for no floor.
+        min_cosine: Lowest cosine similarity of any such output; None for no floor.
         held_out: Fraction (float) or number (int) of samples kept out of calibration for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_sqnr_db: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    min_sqnr_db: Decibels | dict[Precision | Literal["others"], Decibels] | None = Field(
+        default=None, description="a finite number, or a table of them by precision and 'others'"
+    )
     min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
     held_out: Count | Fraction = Field(
         default=0.2, description="a fraction between 0 and 1, or a number of samples of at least 1"
     )
+
+    def sqnr_floor(self, precision: str) -> float | None:
+        """Return `min_sqnr_db` of one precision."""
+        floor = self.min_sqnr_db
+        if not isinstance(floor, dict):
+            return floor
+        return next((floor[name] for name in floor if name == precision), floor.get("others"))
 
 
 class Recipe(BaseModel):

@@ -37,10 +37,10 @@ def counted(number: int, singular: str, plural: str = "") -> str:
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
-def few(lines: Sequence[str], most: int = 3) -> str:
+def few(lines: Sequence[str], most: int = 3, between: str = "; ") -> str:
     """Return lines on one, those beyond `most` only counted: 'a; b; c; and 2 more'."""
     rest = len(lines) - most
-    return "; ".join([*lines[:most], *([f"and {rest:,} more"] if rest > 0 else [])])
+    return between.join([*lines[:most], *([f"and {rest:,} more"] if rest > 0 else [])])
 
 
 def dtype(name: str) -> str:

@@ -261,6 +261,11 @@ def test_a_missed_floor_fails_loudly_and_keeps_the_artifact(
         ({"settings": ["calibrate.observr=x"]}, UsageError, "did you mean 'observer'"),
         ({"settings": ["calibrate.observer=minmx"]}, UsageError, "did you mean 'minmax'"),
         ({"settings": ["calibate.observer=minmax"]}, UsageError, "did you mean 'calibrate'"),
+        (
+            {"precision": "int4", "settings": ["weight_only.bits=3"]},
+            UsageError,
+            "weight_only.bits=3 is not int4; pass --bits 3",
+        ),
         ({"recipe": "defalt"}, UsageError, "did you mean 'default'"),
         ({"data": {"imag": np.zeros((4, 1, 8, 8), np.float32)}}, DataError, "image"),
         ({"data": {"image": np.zeros((4, 1, 9, 8), np.float32)}}, DataError, "image"),

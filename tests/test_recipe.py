@@ -71,9 +71,24 @@ def test_a_file_may_extend_names_and_files_and_tables_merge(tmp_path: Path) -> N
     assert recipe.images is not None
     assert recipe.images.crop == (200, 100) and recipe.images.resize == 256
     assert recipe.images.mean == (0.485, 0.456, 0.406)
-    assert recipe.verify.min_cosine == 0.9 and recipe.verify.min_sqnr_db == 10.0
+    assert recipe.verify.min_cosine == 0.9 and recipe.verify.sqnr_floor("int8") == 10.0
     merged = {**load_recipe("default").passes, "calibrate": {"observer": "auto", "bins": 3}}
     assert recipe.passes == merged
+
+
+def test_a_floor_for_every_precision_or_by_precision(tmp_path: Path) -> None:
+    floors = load_recipe("default").verify
+    found = {
+        name: floors.sqnr_floor(name) for name in ("fp16", "int8", "int8-weights", "int4", "int2")
+    }
+    assert found == {"fp16": 10, "int8": 10, "int8-weights": 10, "int4": 3, "int2": 3}
+    one = load_recipe(write(tmp_path, 'extends = "default"\nverify.min_sqnr_db = 20'))
+    assert one.verify.sqnr_floor("int8") == one.verify.sqnr_floor("int4") == 20
+    some = load_recipe(write(tmp_path, 'extends = "rtn"\nverify.min_sqnr_db.int4 = 12.5'))
+    assert some.verify.sqnr_floor("int4") == 12.5 and some.verify.sqnr_floor("int3") == 3
+    named = load_recipe(write(tmp_path, "verify.min_sqnr_db.int4 = 5"))
+    assert named.verify.sqnr_floor("int8") is None
+    assert load_recipe(write(tmp_path, "")).verify.sqnr_floor("int8") is None
 
 
 def test_later_parents_win_and_an_empty_file_is_the_plain_recipe(tmp_path: Path) -> None:
@@ -121,7 +136,9 @@ MISTAKES = [
     ),
     ("verify.held_out = 1.5", "verify.held_out: expected a fraction between 0 and 1, or a number"),
     ("verify.held_out = 0", "verify.held_out: expected a fraction"),
-    ("verify.min_sqnr_db = nan", "verify.min_sqnr_db: input should be a finite number, got nan"),
+    ("verify.min_sqnr_db = nan", "verify.min_sqnr_db: expected a finite number, or a table of"),
+    ("verify.min_sqnr_db.int9 = 3", "verify.min_sqnr_db: expected a finite number, or a table of"),
+    ("verify.min_sqnr_db.int4 = inf", "verify.min_sqnr_db: expected a finite number, or a table"),
     ("verify.min_cosine = 2", "verify.min_cosine: input should be less than or equal to 1, got 2"),
     ("verify = 3", "verify: input should be a table, got 3"),
     ("passes.calibrate = 3", "passes.calibrate: input should be a table, got 3"),

@@ -10,6 +10,9 @@ from qgraph.commands.output import Output
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+# Inputs and outputs that are named for each dynamic axis.
+_PLACES = 4
+
 EXAMPLES = """[bold]Examples[/bold]
 
 qgraph inspect model.onnx
@@ -82,7 +85,10 @@ def render(found: dict[str, Any], verbose: bool) -> "list[RenderableType]":
     if found["functions"]:
         pairs.append(("functions", found["functions"]))
     if found["dynamic_axes"]:
-        axes = [f"{name} ({', '.join(at)})" for name, at in found["dynamic_axes"].items()]
+        # A decoder's are those of all its caches; the interface below has every shape.
+        axes = [
+            f"{name} ({text.few(at, _PLACES, ', ')})" for name, at in found["dynamic_axes"].items()
+        ]
         pairs.append(("dynamic axes", "; ".join(axes)))
     if "artifact" in found:
         made = found["artifact"]

@@ -48,7 +48,7 @@ def render(
     ]
     shown += _float_reasons(manifest["stages"])
     if len(manifest["timings"]) > 1:
-        shown += _timings(manifest["timings"])
+        shown += _timings(manifest["timings"], manifest["timed"])
     shown += [report.heading("Result"), report.facts(facts)]
     return shown
 
@@ -147,6 +147,8 @@ def _latency(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{report.milliseconds(mine['p50_ms'])} ms p50, {report.milliseconds(mine['p90_ms'])} ms "
         f"p90 in {engine['backend']}"
     )
+    if manifest["timed"]:
+        line += f", {manifest['timed']}"
     before = [t for t in timings if "(before)" in t["candidate"] and t["relative_time"]]
     if before:
         best = min(before, key=lambda t: t["relative_time"])
@@ -155,7 +157,7 @@ def _latency(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("latency", line)]
 
 
-def _timings(timings: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+def _timings(timings: Sequence[Mapping[str, Any]], timed: str) -> list[RenderableType]:
     rows = [
         (
             t["candidate"],
@@ -171,7 +173,7 @@ def _timings(timings: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
         column.justify = "right"
     # An engine that can't be used here says so for each model that it was asked to run.
     reasons = dict.fromkeys(t["reason"] for t in timings if t["reason"])
-    return [report.heading("Latency, measured in turn"), made, *reasons]
+    return [report.heading(f"Latency of {timed or 'one sample'}, measured in turn"), made, *reasons]
 
 
 def _size(before: int, after: int) -> str:

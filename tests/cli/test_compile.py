@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from harness import model, run_reference
+from llamas import TINY, write_decoder
 
 
 @pytest.fixture
@@ -96,6 +98,28 @@ def test_explain_has_every_node_and_every_float_tensor(invoke_json, invoke, arti
     assert all(name in shown for name in (*found["nodes"], *found["float"]))
     nothing = invoke("explain", artifact, "--node", "nothing*")
     assert nothing.exit_code == 0 and "nothing is called" in nothing.stderr
+
+
+def test_the_summary_of_a_decoder(invoke, tmp_path):
+    write_decoder(tmp_path, kv=True)
+    ids = np.random.default_rng(0).integers(0, TINY.vocabulary, (8, 12))
+    np.savez(tmp_path / "windows.npz", input_ids=ids)
+    options = (
+        "--set",
+        "weight_only.min_elements=1",
+        "--group",
+        16,
+        "--data",
+        tmp_path / "windows.npz",
+    )
+    command = ("compile", tmp_path / "m.onnx", "--precision", "int4", "-o", tmp_path / "out")
+    result = invoke(*command, *options)
+    assert result.exit_code == 0, result.stderr
+    assert "Latency of one token behind 63, measured in turn" in result.stdout
+    assert re.search(
+        r"latency .* in (openvino|onnxruntime-cpu), one token behind 63", result.stdout
+    )
+    assert "1 x it makes a graph output; weight_only.head=true quantizes it too" in result.stdout
 
 
 def test_explain_of_what_is_no_artifact(invoke, artifact, convnet):

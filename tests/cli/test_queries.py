@@ -84,6 +84,15 @@ def test_cells_with_several_reasons_have_several_lines(invoke, tmp_path):
     assert reasons[0] and reasons[1].startswith("1 x ") and not lines[first + 1][0].strip()
 
 
+def test_inspect_names_a_few_of_an_axis_many_places(invoke, tmp_path):
+    text = """g (float[n] a, float[n] b, float[n] c, float[n] d, float[n] e) => (float[n] y) {
+        y = Sum(a, b, c, d, e)
+    }"""
+    onnx.save(model(text), tmp_path / "m.onnx")
+    shown = invoke("inspect", tmp_path / "m.onnx").stdout
+    assert "n (a[0], b[0], c[0], d[0], and 2 more)" in shown
+
+
 def test_inspect_changes_no_file(invoke, convnet):
     before = convnet.read_bytes()
     invoke("inspect", convnet)
