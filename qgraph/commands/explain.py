@@ -52,16 +52,18 @@ def command(
         return
     if node is not None and not any(found[part] for part in ("nodes", "quantized", "float")):
         out.note(f"nothing is called {node!r}")
-    out.emit(
-        found,
-        *(report.warning(line) for line in manifest.warnings),
-        report.heading("Nodes"),
-        report.table(("node", "precision", "why"), _rows(found["nodes"])),
-        report.heading("Quantized tensors"),
-        report.table(("tensor", "type", "why"), _rows(found["quantized"])),
-        report.heading("Float tensors"),
-        report.table(("tensor", "why it is float"), found["float"].items()),
+    tables = (
+        ("Nodes", ("node", "precision", "why"), _rows(found["nodes"])),
+        ("Quantized tensors", ("tensor", "type", "why"), _rows(found["quantized"])),
+        ("Float tensors", ("tensor", "why it is float"), list(found["float"].items())),
     )
+    shown = [
+        part
+        for title, columns, rows in tables
+        if rows
+        for part in (report.heading(title), report.table(columns, rows))
+    ]
+    out.emit(found, *(report.warning(line) for line in manifest.warnings), *shown)
 
 
 def _checked(content: Any, where: str) -> dict[str, dict[str, Any]]:

@@ -98,6 +98,7 @@ def test_explain_has_every_node_and_every_float_tensor(invoke_json, invoke, arti
     assert all(name in shown for name in (*found["nodes"], *found["float"]))
     nothing = invoke("explain", artifact, "--node", "nothing*")
     assert nothing.exit_code == 0 and "nothing is called" in nothing.stderr
+    assert "tensors" not in nothing.stdout  # no table without rows
 
 
 def test_the_summary_of_a_decoder(invoke, tmp_path):
