@@ -191,6 +191,10 @@ class WeightOnly(Pass):
         symmetric = rules.symmetric if self.symmetric is None else self.symmetric
         uniform = self.method in WEIGHT_QUANTIZERS
         rules.check(self.method, uniform, self.bits, self.group, symmetric)
+        if self.skip_worse and 8 not in rules.bits:
+            raise UsageError(
+                "the target has no 8-bit weights", fix="leave weight_only.skip_worse at 0"
+            )
         if self.embeddings and "Table" not in rules.forms:
             raise UsageError(
                 "the target has no tables in few bits", fix="leave weight_only.embeddings off"

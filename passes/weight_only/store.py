@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Store:
         Args:
             key: What the solutions depend on; None for a store that nobody finds again.
         """
+        _allow_many_files()
         base = None if key is None else cache_folder()
         self._temporary = base is None
         if base is None:
@@ -151,3 +153,14 @@ class Store:
 
     def _file(self, group: int, index: int) -> Path:
         return self._folder / f"{group}-{index}.npy"
+
+
+def _allow_many_files() -> None:
+    """Raise the limit of open files as far as it goes: each mapped one counts, one a layer."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -182,6 +182,7 @@ def test_where_the_target_wants_whole_groups_shorter_ones_are_taken_or_none():
         ("tensorrt", {"bits": 3, "group": 64}, ["3-bit", "use 4"]),
         ("tensorrt", {"symmetric": False, "group": 64}, ["symmetric"]),
         ("tensorrt", {"method": "nf4"}, ["nf4"]),
+        ("tensorrt", {"skip_worse": 1, "group": 64}, ["no 8-bit weights", "skip_worse"]),
         ("edge-tpu", {}, ["no weight-only"]),
     ],
 )
