@@ -70,7 +70,15 @@ def calibration_key(
     versions = {name: _version(name) for name in _PACKAGES}
     listed = [f"{name}: {spec}" for name, spec in sorted(specs.items())]
     chosen = sorted(options.items())
-    parts = [__version__, _code(), versions, graph_key(graph, specs), listed, chosen, data]
+    parts = [
+        __version__,
+        code_digest(_CODE),
+        versions,
+        graph_key(graph, specs),
+        listed,
+        chosen,
+        data,
+    ]
     return "\n".join(map(repr, parts))
 
 
@@ -108,11 +116,15 @@ def _ranges(entry: Entry, names: Sequence[str]) -> tuple[Ranges, list[str]] | No
 
 
 @cache
-def _code() -> str:
-    """Hash of the code that decides a result, so that a changed checkout starts anew."""
+def code_digest(patterns: tuple[str, ...]) -> str:
+    """Hash of the code that decides a result, so that a changed checkout starts anew.
+
+    Args:
+        patterns: Globs of files in this folder; `encoding.py` always counts.
+    """
     here = Path(__file__).resolve().parent
     files = [here.parent / "qgraph" / "encoding.py", here.parent / "encoding.py"]
-    for pattern in _CODE:
+    for pattern in patterns:
         files += sorted(here.glob(pattern))
     hasher = hashlib.blake2b(digest_size=16)
     for file in files:

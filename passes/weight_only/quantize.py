@@ -11,7 +11,7 @@ from qgraph.encoding import Spec
 from qgraph.errors import UsageError
 from qgraph.facts import Plan, QuantizedWeight
 from qgraph.graph import Graph
-from qgraph.passes.calibration_cache import data_key, graph_key
+from qgraph.passes.calibration_cache import code_digest, data_key, graph_key
 from qgraph.passes.weight_only.fitting import slower, whole_blocks
 from qgraph.passes.weight_only.layers import Layer, find_layers
 from qgraph.passes.weight_only.record import record
@@ -36,6 +36,8 @@ from qgraph.target import ANYTHING, WeightOnlyRules
 # What methods that need data are replaced with where there is none.
 WITHOUT_DATA = "clipped"
 ON_DATA = ("gptq", MIXED)
+# Files of the package whose code decides a result.
+_CODE = ("weights/*.py", "weight_only/*.py")
 
 
 @dataclass(frozen=True)
@@ -137,19 +139,7 @@ class WeightOnly(Pass):
         rules = ANYTHING if context.target is None else context.target.weight_only
         report = PassReport()
         settings = self._settings(rules, report, context)
-        layers, refused = find_layers(
-            graph, exclude=context.exclude, head=self.head, least=self.min_elements
-        )
-        if not settings.uniform:
-            for layer in [layer for layer in layers if len(layer.shape) == 3]:
-                refused[layer.name] = f"{settings.method} takes no stack of experts' weights"
-                layers.remove(layer)
-        if self.batch is not None:
-            precision = (f"int{self.bits}", self.group)
-            slow, warnings = slower(layers, *precision, self.batch, context.target)
-            refused.update(slow)
-            report.warnings += warnings
-            layers = [layer for layer in layers if layer.name not in slow]
+        layers, refused = self._layers(graph, context, settings, report)
         if settings.uniform:
             blocks, broken = whole_blocks(layers, self.group, rules)
             refused.update(broken)
@@ -168,7 +158,7 @@ class WeightOnly(Pass):
         for name, reason in refused.items():
             plan.nodes[name] = ("float", reason)
             report.refuse(name, reason)
-        store = Store(self._key(graph, context, settings))
+        store = Store(self._key(graph, context, settings, layers))
         finished = False
         try:
             found = self._quantized(graph, layers, settings, context, store)
@@ -185,6 +175,24 @@ class WeightOnly(Pass):
         graph.drop_unread_initializers()
         graph.facts.plan, graph.facts.quantized = plan, True
         return report
+
+    def _layers(
+        self, graph: Graph, context: Context, settings: Settings, report: PassReport
+    ) -> tuple[list[Layer], dict[str, str]]:
+        """Return the layers that few bits suit, and why the others stay in float, by name."""
+        layers, refused = find_layers(
+            graph, exclude=context.exclude, head=self.head, least=self.min_elements
+        )
+        if not settings.uniform:
+            experts = [layer.name for layer in layers if len(layer.shape) == 3]
+            reason = f"{settings.method} takes no stack of experts' weights"
+            refused.update(dict.fromkeys(experts, reason))
+        if self.batch is not None:
+            precision = (f"int{self.bits}", self.group)
+            slow, warnings = slower(layers, *precision, self.batch, context.target)
+            refused.update(slow)
+            report.warnings += warnings
+        return [layer for layer in layers if layer.name not in refused], refused
 
     def _settings(self, rules: WeightOnlyRules, report: PassReport, context: Context) -> Settings:
         """Return how to quantize, once the target is known to execute it."""
@@ -232,11 +240,15 @@ class WeightOnly(Pass):
             float_zero="FloatZero" in rules.forms and not symmetric,
         )
 
-    def _key(self, graph: Graph, context: Context, settings: Settings) -> str | None:
+    def _key(
+        self, graph: Graph, context: Context, settings: Settings, layers: Sequence[Layer]
+    ) -> str | None:
+        """Return what the solutions depend on; None where they can't be told from others."""
         data = data_key(context.data)
         if not self.resume or data is None:
             return None
-        return repr([graph_key(graph), data, asdict(settings), self.head, context.exclude])
+        names = [layer.name for layer in layers]
+        return repr([code_digest(_CODE), graph_key(graph), data, asdict(settings), names])
 
     def _quantized(
         self,

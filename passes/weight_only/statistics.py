@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from qgraph.arrays import beside, gpu
 
-# Rows that are multiplied together: short products waste time.
-_ROWS = 2048
+# Rows that are multiplied together: at least so many, and as many as take so many bytes. Short
+# products waste time, as does making their results symmetric.
+_ROWS, _BYTES = 2048, 48 << 20
 
 
 class InputStatistics:
@@ -41,7 +42,8 @@ class InputStatistics:
             return
         rows = x.astype(np.float32, copy=False).reshape(self._experts, -1, self._size)
         self._waiting.append(rows)
-        if sum(each.shape[1] for each in self._waiting) >= _ROWS:
+        count = sum(each.shape[1] for each in self._waiting)
+        if count >= max(_ROWS, _BYTES // (4 * self._experts * self._size)):
             self._multiply()
 
     def finite(self) -> bool:

@@ -295,9 +295,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setenv("QGRAPH_CACHE", str(tmp_path / "cache"))
     ids = np.concatenate([w["input_ids"] for w in windows()])
 
-    def run(graph):
+    def run(graph, **options):
         data = open_data({"input_ids": ids}, graph.signature())
-        return quantized(graph, data)
+        return quantized(graph, data, **options)
 
     (feeds,) = windows(1, seed=9)
     whole = decoder()
@@ -315,9 +315,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     with pytest.raises(StopHereError):
         run(decoder())
     calls.clear()
+    with pytest.raises(StopHereError):
+        # Groups of other layers are other groups.
+        run(decoder(), min_elements=600)
+    calls.clear()
     resumed = decoder()
     report = run(resumed)
     # Three groups are left of the eight, seven layers were in the five that were done.
     assert len(calls) == 3 and report.notes == ["10 layers were done by an interrupted run"]
     np.testing.assert_array_equal(logits(resumed, feeds), logits(whole, feeds))
-    assert not list((tmp_path / "cache").glob("weights-*"))
+    # What is left is of the run with other layers, which did not finish.
+    assert len(list((tmp_path / "cache").glob("weights-*"))) == 1
