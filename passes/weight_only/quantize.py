@@ -1,5 +1,6 @@
 """Weights of linear layers in few bits, activations in float."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, ClassVar, Literal
@@ -14,7 +15,7 @@ from qgraph.graph import Graph
 from qgraph.passes.calibration_cache import code_digest, data_key, graph_key
 from qgraph.passes.weight_only.fitting import slower, whole_blocks
 from qgraph.passes.weight_only.layers import Layer, find_layers
-from qgraph.passes.weight_only.record import record
+from qgraph.passes.weight_only.record import float_share, record
 from qgraph.passes.weight_only.sequential import Quantized, on_data, without_data
 from qgraph.passes.weight_only.solve import MIXED, Settings, Solution, solve_group
 from qgraph.passes.weight_only.store import Store
@@ -158,6 +159,7 @@ class WeightOnly(Pass):
         for name, reason in refused.items():
             plan.nodes[name] = ("float", reason)
             report.refuse(name, reason)
+        sizes = {layer.name: math.prod(layer.shape) for layer in layers}
         store = Store(self._key(graph, context, settings, layers))
         finished = False
         try:
@@ -172,6 +174,8 @@ class WeightOnly(Pass):
         finally:
             store.close(finished=finished)
         report.details += still_in_float(graph, tied)
+        share = float_share(graph, sizes, report)
+        report.notes += [share] if share else []
         graph.drop_unread_initializers()
         graph.facts.plan, graph.facts.quantized = plan, True
         return report

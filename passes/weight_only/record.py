@@ -1,8 +1,10 @@
 """What plan and report say of a weight that was quantized."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from qgraph.facts import Plan, QuantizedWeight
+from qgraph.graph import Graph
 from qgraph.passes.weight_only.solve import Solution
 from qgraph.pipeline import PassReport
 
@@ -54,3 +56,24 @@ def _bits(weight: Any) -> float:
     bits = int(encoding.dtype[-1])
     zero = 0 if encoding.dtype.startswith("int") else bits
     return round(bits + (32 + zero) * encoding.scale.size / weight.codes.size, 3)
+
+
+def float_share(graph: Graph, sizes: Mapping[str, int], report: PassReport) -> str | None:
+    """Say how much of what linear layers read is still float, which bounds how fast they get.
+
+    Args:
+        graph: With quantized weights in it.
+        sizes: Number of weights of each layer that was to be quantized, by name.
+        report: Has their bits.
+    """
+    few = sum(sizes[row["name"]] * row["bits"] / 8 for row in report.layers if row["name"] in sizes)
+    floats = {}
+    for node in graph.nodes("MatMul", "Gemm"):
+        tensor = graph.tensor(node.inputs[1])
+        if tensor is not None:
+            floats[node.name or ""] = tensor.nbytes
+    if not floats or not few:
+        return None
+    largest = max(floats, key=floats.__getitem__)
+    share = sum(floats.values()) / (few + sum(floats.values()))
+    return f"{share:.0%} of the bytes of linear weights are float now, most of them of {largest}"

@@ -212,6 +212,17 @@ def test_every_layer_is_reported():
         assert 0 < layer["error"] < layer["error_before"] < 0.1
 
 
+def test_the_share_that_stays_in_float_is_reported():
+    notes = quantized(decoder()).notes
+    head = 4 * TINY.width * TINY.vocabulary
+    few = sum(
+        rows * columns * (4 + 36 / 16) / 8
+        for rows, columns in [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)]
+    )
+    assert len(notes) == 1 and notes[0].startswith(f"{head / (head + few * TINY.layers):.0%} of")
+    assert quantized(decoder(), head=True).notes == []
+
+
 def test_tied_weights_are_quantized_once():
     text = """g (float[n,32] x) => (float[n,32] y) {
         a = MatMul (x, w)
@@ -322,7 +333,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     resumed = decoder()
     report = run(resumed)
     # Three groups are left of the eight, seven layers were in the five that were done.
-    assert len(calls) == 3 and report.notes == ["10 layers were done by an interrupted run"]
+    assert len(calls) == 3 and report.notes[0] == "10 layers were done by an interrupted run"
     np.testing.assert_array_equal(logits(resumed, feeds), logits(whole, feeds))
     # What is left is of the run with other layers, which did not finish.
     assert len(list((tmp_path / "cache").glob("weights-*"))) == 1
