@@ -166,9 +166,12 @@ class WeightOnly(Pass):
             found = self._quantized(graph, layers, settings, context, store)
             if found.resumed:
                 report.notes.append(f"{found.resumed} layers were done by an interrupted run")
-            solutions = fold_scales(graph, self._relieved(graph, found, settings))
+            found = self._relieved(graph, found, settings)
+            solutions = fold_scales(graph, found)
             for layer in layers:
-                self._write(graph, layer, solutions[layer], rules, plan, report)
+                solution = solutions[layer]
+                folded = solution.scale is not None or solution is not found.solutions[layer]
+                self._write(graph, layer, solution, rules, plan, report, folded)
             self._write_tables(graph, tables, solutions, settings, rules, plan, report)
             finished = True
         finally:
@@ -295,6 +298,7 @@ class WeightOnly(Pass):
         rules: WeightOnlyRules,
         plan: Plan,
         report: PassReport,
+        folded: bool,
     ) -> None:
         weight = solution.weight
         bits = int(weight.encoding.dtype[-1]) if isinstance(weight, QuantizedWeight) else None
@@ -306,7 +310,7 @@ class WeightOnly(Pass):
             "matmul_nbits": {"accuracy_level": self.accuracy_level},
             "mixed_int8": {"kernel": "dynamic"},
         }
-        reason = write_weight(graph, layer, solution, forms, options)
+        reason = write_weight(graph, layer, solution, forms, options, folded=folded)
         if reason is not None:
             plan.nodes[layer.name] = ("float", reason)
             report.refuse(layer.name, reason)

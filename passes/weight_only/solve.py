@@ -101,13 +101,17 @@ class Solution:
     note: str = ""
     seconds: float = 0.0
 
+    def stored(self) -> NDArray[np.float32]:
+        """Return the weight as its form gives it, for the scaled input, float32 [K, N]."""
+        if not isinstance(self.weight, QuantizedWeight):
+            return self.weight.dequantize()
+        found = dequantize(self.weight.codes, self.weight.encoding)
+        release(self.weight.codes)
+        return found
+
     def effective(self) -> NDArray[np.float32]:
         """Return what the layer multiplies its unscaled input by, float32 [K, N]."""
-        if isinstance(self.weight, QuantizedWeight):
-            found = dequantize(self.weight.codes, self.weight.encoding)
-            release(self.weight.codes)
-        else:
-            found = self.weight.dequantize()
+        found = self.stored()
         return found if self.scale is None else found / self.scale[:, None]
 
 

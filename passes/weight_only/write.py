@@ -37,7 +37,13 @@ def fold_scales(graph: Graph, quantized: Quantized) -> dict[Layer, Solution]:
 
 
 def write_weight(
-    graph: Graph, layer: Layer, solution: Solution, forms: tuple[str, ...], options: dict[str, Any]
+    graph: Graph,
+    layer: Layer,
+    solution: Solution,
+    forms: tuple[str, ...],
+    options: dict[str, Any],
+    *,
+    folded: bool = False,
 ) -> str | None:
     """Put a quantized weight in the place of its layer's MatMuls.
 
@@ -47,9 +53,11 @@ def write_weight(
         solution: Its weight.
         forms: Names of forms, the one the target likes best first.
         options: By form, options for it.
+        folded: Whether the layer's input or result was scaled.
 
     Returns:
-        None, or why none of the forms takes it; the layer is as it was then.
+        None, or why none of the forms takes it. The layer is as it was then; if `folded`, it has
+        the quantized weight in float.
     """
     reasons = []
     for name in forms:
@@ -62,6 +70,12 @@ def write_weight(
             put(graph, node, value)
         else:
             return None
+    if folded:
+        # Its input, or its result, is scaled by now: the float weight as it was would be wrong.
+        dtype = _numpy_type(layer.weight)
+        rounded = graph.constant(f"{layer.weight.name}_rounded", solution.stored().astype(dtype))
+        for node in layer.nodes:
+            graph.set_input(node, 1, rounded)
     return "; ".join(dict.fromkeys(reasons))
 
 

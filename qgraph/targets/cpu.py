@@ -50,10 +50,6 @@ CPU = Target(
         "GRU": "onnxruntime has no integer GRU",
         "LSTM": "ONNX has no integer LSTM",
     },
-    # onnxruntime puts Casts around operators that it has no float16 kernel for. Of ONNX's own
-    # node tests (onnx.backend.test) only those with these operators fail in float16: they have a
-    # kernel, which then refuses reductions. In bfloat16 it has almost no kernels and adds no
-    # Casts.
     # With activations in float only the kernels for 4 bits and whole zero points are faster than
     # the float product (docs/weights.md, "Forms"). The others' weights become floats when the model
     # is loaded: small on disk, as fast as float. MixedInt8 multiplies in integers.
@@ -71,6 +67,10 @@ CPU = Target(
         blocks=(0, 16, 32, 64, 128, 256),
         source="onnxruntime 1.32: MatMulNBits",
     ),
+    # onnxruntime puts Casts around operators that it has no float16 kernel for. Of ONNX's own
+    # node tests (onnx.backend.test) only those with these operators fail in float16: they have a
+    # kernel, which then refuses reductions. In bfloat16 it has almost no kernels and adds no
+    # Casts.
     half_ops={"fp16": frozenset({"ScatterElements", "ScatterND"}), "bf16": None},
 )
 

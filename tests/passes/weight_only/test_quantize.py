@@ -17,7 +17,7 @@ from qgraph.graph import Graph
 from qgraph.passes.linear_to_matmul import LinearToMatMul
 from qgraph.passes.weight_only import sequential, write
 from qgraph.passes.weight_only.quantize import WeightOnly
-from qgraph.pipeline import Pipeline
+from qgraph.pipeline import Pipeline, Reject
 from qgraph.target import target
 
 SMALL = {"min_elements": 1, "group": 16}
@@ -272,6 +272,30 @@ def test_experts_and_convolutions_are_quantized():
     want = run_reference(model(text, arrays), feeds)
     for name in ("y", "u"):
         assert 1e-3 < relative(got[name], want[name]) < 0.3
+
+
+@pytest.mark.parametrize("kept", ["attn.v", "attn.o", "mlp.up", "mlp.gate", "layers"])
+def test_a_layer_that_no_form_takes_still_fits_what_was_scaled(monkeypatch, kept):
+    """Its input or its columns were scaled, for its own sake or for others'."""
+    original = write.form
+
+    def choosy(name):
+        def form(graph, node, weight, **options):
+            if kept in (node.name or ""):
+                return Reject("not this one")
+            return original(name)(graph, node, weight, **options)
+
+        return form
+
+    whole = decoder()
+    quantized(whole)
+    monkeypatch.setattr(write, "form", choosy)
+    graph = decoder()
+    report = quantized(graph)
+    assert any(refusal.reason == "not this one" for refusal in report.refused)
+    (feeds,) = windows(1, seed=9)
+    # The same weights, in float or packed.
+    assert relative(logits(graph, feeds), logits(whole, feeds)) < 1e-3
 
 
 def test_inputs_that_are_not_finite_are_named():
