@@ -28,10 +28,10 @@ from qgraph.passes.weights.results import QuantizedMatrix
 from qgraph.passes.weights.squeeze import squeeze
 
 Floats = NDArray[np.floating]
-# Powers of the channels' magnitudes that are tried; the loss is flat between them.
+# Powers of the channels' magnitudes that are tried: fewer than `find_scaling` would, for time.
 ALPHAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75)
 # Weights with fewer elements are solved for on the CPU. GPTQ with order and a search of ranges, one
-# H100 against 16 cores beside it: 1.98 times as long for 1536 x 576, 1.16 for 2048 x 2048, 0.45
+# H100 against 16 cores beside it: 1.96 times as long for 1536 x 576, 1.16 for 2048 x 2048, 0.45
 # for 4096 x 4096, 0.37 for 4096 x 14336.
 GPU_SOLVES = 1 << 23
 # Outlier channels in float, the others in int8; decided by the input alone.
