@@ -17,6 +17,7 @@ from qgraph.decoder import context_length
 from qgraph.engine_choice import Selection, select_engine
 from qgraph.errors import AccuracyError
 from qgraph.explain import node_precisions
+from qgraph.file_hashes import file_records
 from qgraph.float_session import FloatSession
 from qgraph.graph import Graph
 from qgraph.interface import Interface
@@ -159,7 +160,7 @@ def compile(
                 nodes=nodes,
                 original_bytes=record.model_bytes(original),
                 artifact_bytes=size,
-                files=sorted(path.name for path in scratch.iterdir()),
+                files=file_records(scratch),
             )
             record.write_manifest(manifest, scratch)
     artifact = Artifact.load(folder)

@@ -195,15 +195,20 @@ def weight_bytes(graph: Graph) -> int:
 
 def external_bytes(path: Path) -> int:
     """Bytes of the external data files of a model on disk."""
+    return sum((path.parent / name).stat().st_size for name in external_files(path))
+
+
+def external_files(path: Path) -> list[str]:
+    """Names of the external data files of a model on disk, as the model has them: not checked."""
     proto = onnx.load(path, load_external_data=False)
-    files = {
-        path.parent / entry.value
+    names = {
+        entry.value
         for tensor in tensors_of(proto)
         if tensor.data_location == onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return sum(file.stat().st_size for file in files)
+    return sorted(names)
 
 
 def _load_file(path: Path) -> Graph:

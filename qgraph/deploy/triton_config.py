@@ -1,0 +1,274 @@
+"""Triton's configuration of one model: what it is made from, and its text.
+
+Sources: the READMEs and sources of Triton's onnxruntime, tensorrt and openvino backends, and
+docs/user_guide/model_configuration.md of github.com/triton-inference-server/server.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qgraph.deploy.engines import Outside, outside
+from qgraph.deploy.layout import version_policy
+from qgraph.deploy.payload import PLAN, Payload
+from qgraph.deploy.pbtxt import Word, dumps
+from qgraph.deploy.triton_backends import BACKENDS, Backend
+from qgraph.deploy.triton_tensors import batch_axis, free_axis, tensors
+from qgraph.errors import ArtifactError, UsageError
+from qgraph.registry import pick
+
+DEFAULT_MAX_BATCH = 8
+HEAD = """\
+# Written by `qgraph deploy`. It may be edited: further versions are put beside the ones that are
+# there and leave it alone.
+"""
+# Of onnxruntime's TensorRT provider: the arithmetic that it may use beside float32.
+_TENSORRT_MODES = {"int8": "INT8", "fp16": "FP16", "bf16": "BF16"}
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """What `deploy` takes for Triton; None leaves it to qgraph.
+
+    Attributes:
+        name: The model's name on the server; default: the artifact's folder.
+        version: Number of the version; default: the next.
+        backend: `onnxruntime`, `tensorrt` or `openvino`; default: the artifact's engine.
+        max_batch: Largest batch; 0 leaves the first axis to the client.
+        dynamic_batching: Whether the server puts requests together; default: where it can.
+        preferred_batch: Sizes of batches that it tries to reach.
+        queue_delay_us: How long it may wait for them, in microseconds.
+        instances: Copies of the model, on each GPU where there are several.
+        gpus: GPUs by number; default: all.
+        version_policy: `latest`, `latest:N`, `all` or `specific:1,3`.
+        warm_up: `zeros`, `none`, or data whose first sample is used.
+    """
+
+    name: str | None = None
+    version: int | None = None
+    backend: str | None = None
+    max_batch: int | None = None
+    dynamic_batching: bool | None = None
+    preferred_batch: tuple[int, ...] | None = None
+    queue_delay_us: int | None = None
+    instances: int | None = None
+    gpus: tuple[int, ...] | None = None
+    version_policy: str | None = None
+    warm_up: str | None = None
+
+
+def settings(payload: Payload, options: TritonOptions) -> tuple[dict[str, Any], list[str]]:
+    """Work out the fields of the configuration that all versions of a model share.
+
+    Returns:
+        The fields as JSON-able values, and notes for the user.
+
+    Raises:
+        UsageError: Options do not fit each other or the model.
+        ModelError, ArtifactError: Triton can't take the model.
+    """
+    notes: list[str] = []
+    engine = outside(payload.engine)
+    backend = _backend(payload, engine, options, notes)
+    gpu = _on_gpu(engine, backend, options)
+    max_batch = _max_batch(payload, backend, options, notes)
+    batched = max_batch > 0
+    instances = {"count": options.instances or 1, "kind": Word("KIND_GPU" if gpu else "KIND_CPU")}
+    fields: dict[str, Any] = {
+        "backend": backend.name,
+        "default_model_filename": backend.file,
+        "max_batch_size": max_batch,
+        "input": tensors(payload, "input", backend, batched=batched),
+        "output": tensors(payload, "output", backend, batched=batched),
+        "version_policy": version_policy(options.version_policy),
+        "dynamic_batching": _batching(max_batch, options),
+        "instance_group": [instances | ({"gpus": list(options.gpus)} if options.gpus else {})],
+    }
+    if backend.name == "onnxruntime":
+        fields |= _onnxruntime(payload, engine, gpu, max_batch, fields["input"])
+    if backend.name == "openvino":
+        fields |= _openvino(payload, options, max_batch, notes)
+    return fields, notes
+
+
+def text(name: str, fields: Mapping[str, Any], warm_up: list[dict[str, Any]]) -> str:
+    """Write `config.pbtxt`."""
+    return HEAD + dumps({"name": name} | dict(fields) | {"model_warmup": warm_up})
+
+
+def _backend(
+    payload: Payload, engine: Outside, options: TritonOptions, notes: list[str]
+) -> Backend:
+    name = options.backend or engine.backend
+    if options.backend is None and payload.plan is not None:
+        name = "tensorrt"
+    backend = pick("backend of Triton", name, BACKENDS)
+    if backend.name == "tensorrt":
+        _check_plan(payload)
+    elif engine.accelerator == "tensorrt" and backend.name == "onnxruntime":
+        notes.append(
+            "onnxruntime's TensorRT provider serves model.onnx: it builds its engines when the "
+            "server loads the model, which takes minutes"
+        )
+    if not engine.known and options.backend is None:
+        notes.append(
+            f"Triton has no backend for what the artifact was made for ({payload.manifest.target}): "
+            "onnxruntime on the CPU serves it"
+        )
+    return backend
+
+
+def _check_plan(payload: Payload) -> None:
+    """Refuse the tensorrt backend where there is nothing that it can load.
+
+    Raises:
+        ArtifactError: There is no engine, or TensorRT-RTX built it.
+    """
+    where = str(payload.artifact.path)
+    if payload.plan is None:
+        raise ArtifactError(
+            f"has no {PLAN}, which Triton's tensorrt backend needs",
+            where=where,
+            fix="choose --backend onnxruntime, which runs model.onnx through TensorRT",
+        )
+    packages = payload.manifest.packages
+    if "tensorrt" not in packages and any("tensorrt-rtx" in name for name in packages):
+        raise ArtifactError(
+            f"{PLAN} was built by TensorRT-RTX, whose engines Triton's tensorrt backend can't load",
+            where=where,
+            fix="compile it where the package tensorrt is installed, or choose --backend onnxruntime",
+        )
+
+
+def _on_gpu(engine: Outside, backend: Backend, options: TritonOptions) -> bool:
+    if backend.name == "openvino":
+        if options.gpus:
+            raise UsageError("--gpus is not for the openvino backend", fix="leave it out")
+        return False
+    return bool(options.gpus) or backend.name == "tensorrt" or engine.gpu
+
+
+def _max_batch(payload: Payload, backend: Backend, options: TritonOptions, notes: list[str]) -> int:
+    """The largest batch; 0 where Triton is not to know a batch axis.
+
+    Raises:
+        UsageError: A batch was asked for that the model can't do.
+    """
+    if options.max_batch is not None:
+        stuck = free_axis(payload.inputs, payload.outputs)
+        if options.max_batch > 0 and stuck:
+            raise UsageError(
+                f"--max-batch {options.max_batch}: {stuck}",
+                fix="leave --max-batch out, or export the model with a dynamic batch axis",
+            )
+        return options.max_batch
+    able, reason = batch_axis(payload.inputs, payload.outputs)
+    if not able:
+        notes.append(f"the server does not put requests together: {reason}")
+        return 0
+    if not backend.batches:
+        notes.append(
+            f"the server does not put requests together: with the {backend.name} backend that takes "
+            "--max-batch N, see docs/deploy.md"
+        )
+        return 0
+    return DEFAULT_MAX_BATCH
+
+
+def _batching(max_batch: int, options: TritonOptions) -> dict[str, Any] | None:
+    """Dynamic batching, or None.
+
+    Raises:
+        UsageError: Its options are given where there is no batching, or a size is too large.
+    """
+    wanted = options.preferred_batch or options.queue_delay_us is not None
+    if max_batch < 2 or options.dynamic_batching is False:
+        if wanted or options.dynamic_batching:
+            why = "--no-dynamic-batching" if options.dynamic_batching is False else "there is none"
+            raise UsageError(
+                f"options of dynamic batching were given, and {why} (largest batch {max_batch})",
+                fix="pass --max-batch N with N of 2 or more, or leave them out",
+            )
+        return None
+    sizes = sorted(set(options.preferred_batch or ()))
+    if sizes and (sizes[0] < 1 or sizes[-1] > max_batch):
+        raise UsageError(
+            f"--preferred-batch {','.join(map(str, sizes))} does not lie within 1 and {max_batch}",
+            fix="raise --max-batch or leave the larger sizes out",
+        )
+    delay = options.queue_delay_us
+    return ({"preferred_batch_size": sizes} if sizes else {}) | (
+        {"max_queue_delay_microseconds": delay} if delay is not None else {}
+    )
+
+
+def _onnxruntime(
+    payload: Payload, engine: Outside, gpu: bool, max_batch: int, inputs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    parameters = {}
+    if payload.options.threads:
+        parameters["intra_op_thread_count"] = str(payload.options.threads)
+    fields: dict[str, Any] = {}
+    if gpu:
+        # By Triton's number for HEURISTIC. It stands here because the backend overwrites what the
+        # accelerator says with EXHAUSTIVE, which tries every algorithm for every new shape.
+        parameters["cudnn_conv_algo_search"] = "1"
+        accelerators = [_accelerator("cuda", {"use_tf32": "0"})]
+        if engine.accelerator == "tensorrt":
+            options = _tensorrt(payload, max_batch, inputs)
+            accelerators.insert(0, _accelerator("tensorrt", options))
+        fields["optimization"] = {
+            "execution_accelerators": {"gpu_execution_accelerator": accelerators}
+        }
+    return fields | {"parameters": _parameters(parameters)}
+
+
+def _tensorrt(payload: Payload, max_batch: int, inputs: list[dict[str, Any]]) -> dict[str, str]:
+    """Options of onnxruntime's TensorRT provider."""
+    options = {"precision_mode": _TENSORRT_MODES.get(payload.manifest.precision, "FP32")}
+    if max_batch and all(-1 not in each["dims"] for each in inputs):
+        # Otherwise an engine is built again for every batch size that comes along.
+        for what, size in (("min", 1), ("opt", max_batch), ("max", max_batch)):
+            shapes = (
+                f"{each['name']}:{'x'.join(map(str, (size, *_own(each))))}" for each in inputs
+            )
+            options[f"trt_profile_{what}_shapes"] = ",".join(shapes)
+    return options
+
+
+def _own(message: dict[str, Any]) -> list[int]:
+    """Axes behind the batch axis, as the model has them."""
+    return [] if "reshape" in message else list(message["dims"])
+
+
+def _openvino(
+    payload: Payload, options: TritonOptions, max_batch: int, notes: list[str]
+) -> dict[str, Any]:
+    chosen = payload.options
+    parameters = {}
+    if chosen.threads:
+        parameters["INFERENCE_NUM_THREADS"] = str(chosen.threads)
+    if options.instances and options.instances > 1:
+        parameters["NUM_STREAMS"] = str(options.instances)
+    if max_batch:
+        parameters["ENABLE_BATCH_PADDING"] = "YES"
+        notes.append(
+            f"the openvino backend computes {max_batch} rows for every batch, however small"
+        )
+    if chosen.float_precision == "bf16":
+        parameters["HINT_BF16"] = "YES"
+    else:
+        notes.append(
+            f"Triton's openvino backend can't be told to compute in {chosen.float_precision}: what is "
+            "float runs in bfloat16 on CPUs that have it (AMX); --to openvino-model-server can"
+        )
+    return {"parameters": _parameters(parameters)}
+
+
+def _accelerator(name: str, options: Mapping[str, str]) -> dict[str, Any]:
+    pairs = [{"key": key, "value": value} for key, value in options.items()]
+    return {"name": name, "parameters": pairs}
+
+
+def _parameters(values: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": {"string_value": value}} for key, value in values.items()]
