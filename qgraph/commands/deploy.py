@@ -182,10 +182,13 @@ def command(
         "folder": str(done.folder),
         "files": [str(path) for path in done.files],
         **done.facts,
-        "notes": done.notes,
+        "warnings": done.remarks.warnings,
+        "notes": done.remarks.notes,
     }
-    for note in done.notes:
-        out.warn(note)
+    for line in done.remarks.warnings:
+        out.warn(line)
+    for line in done.remarks.notes:
+        out.note(line)
     facts = {**done.facts, "how to run it": str(done.folder / "README.md")}
     shown = [str(path) for path in done.files] if out.verbose else []
     out.emit(found, report.facts(facts), *shown)

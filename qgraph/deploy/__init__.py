@@ -5,11 +5,12 @@ A new destination is one file with a class like those in `DESTINATIONS`, and one
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from qgraph.deploy.payload import Payload, load_payload
+from qgraph.deploy.remarks import Remarks
 from qgraph.errors import UsageError
 from qgraph.registry import by_name, pick
 
@@ -29,14 +30,14 @@ class Deployment:
         folder: What holds the model and its README.md.
         files: Every file that was written, in that folder or beside it.
         facts: What people want to know of it, by a word or two.
-        notes: What did not go as one might expect.
+        remarks: What the user should know.
     """
 
     to: str
     folder: Path
     files: list[Path]
     facts: dict[str, str]
-    notes: list[str] = field(default_factory=list)
+    remarks: Remarks
 
 
 class Destination(Protocol):

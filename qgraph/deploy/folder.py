@@ -19,6 +19,7 @@ from qgraph.deploy.record import (
     version_of,
     write_record,
 )
+from qgraph.deploy.remarks import Remarks
 from qgraph.deploy.runner import packages, runner
 from qgraph.errors import ArtifactError, ModelError
 from qgraph.file_hashes import changes, file_record
@@ -53,9 +54,9 @@ class Folder:
         """
         check_free(folder)
         _check_types(payload)
-        notes = []
+        remarks = Remarks()
         if payload.plan is not None:
-            notes.append("the TensorRT engine stays behind: the script runs model.onnx")
+            remarks.notes.append("the TensorRT engine stays behind: the script runs model.onnx")
         with staged(folder) as scratch:
             for path in (*payload.model, *payload.tokenizer):
                 shutil.copyfile(path, scratch / path.relative_to(payload.artifact.path))
@@ -72,7 +73,7 @@ class Folder:
             folder=folder,
             files=[folder / name for name in (*records, RECORD)],
             facts={"needs": ", ".join(packages(payload)), "try": f"python {folder / SCRIPT}"},
-            notes=[*payload.notes, *notes],
+            remarks=payload.remarks + remarks,
         )
 
 

@@ -30,6 +30,7 @@ from qgraph.deploy.model_server_readme import readme
 from qgraph.deploy.openvino_check import check_openvino
 from qgraph.deploy.payload import Payload
 from qgraph.deploy.record import DeployRecord
+from qgraph.deploy.remarks import Remarks
 from qgraph.errors import ArtifactError, DataError, ModelError, UsageError
 from qgraph.strict_json import read_json
 
@@ -87,7 +88,7 @@ class ModelServer:
         chosen = inherit(options, before, _OWN)
         config = _config(payload, name, chosen)
         check_settings(place, before, config)
-        notes = _notes(payload, config)
+        remarks = Remarks(notes=_notes(payload, config))
         version = choose_version(place, before, options.version, payload)
         files = {path.relative_to(payload.artifact.path).as_posix(): path for path in payload.model}
         if before is not None:
@@ -111,7 +112,7 @@ class ModelServer:
                 "model": f"{name}, version {version}",
                 "precision": f"float parts in {config['plugin_config']['INFERENCE_PRECISION_HINT']}",
             },
-            notes=[*payload.notes, *notes],
+            remarks=payload.remarks + remarks,
         )
 
 

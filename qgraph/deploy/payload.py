@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qgraph.artifact import MODEL, Artifact
 from qgraph.deploy.example import find_example, takes_zeros
+from qgraph.deploy.remarks import Remarks
 from qgraph.errors import ArtifactError, EngineError
 from qgraph.file_hashes import check_inside
 from qgraph.ledger import read_ledger
@@ -37,7 +38,7 @@ class Payload:
         opset: Version of its operators.
         example: Feeds that the model was seen to take; None where none were found.
         zeros: Whether it was seen to take zeros of the same shapes too.
-        notes: What the user should know.
+        remarks: What the user should know.
     """
 
     artifact: Artifact
@@ -51,7 +52,7 @@ class Payload:
     opset: int
     example: "Feeds | None" = None
     zeros: bool = False
-    notes: list[str] = field(default_factory=list)
+    remarks: Remarks = field(default_factory=Remarks)
 
     @property
     def manifest(self) -> "Manifest":
@@ -94,9 +95,9 @@ def load_payload(folder: Path, *, force: bool = False) -> Payload:
             "is a file, no artifact", where=str(folder), fix="compile the model first"
         )
     artifact = Artifact.load(folder)
-    notes = _check_accuracy(artifact, force)
+    warnings = _check_accuracy(artifact, force)
     ledger = read_ledger(folder)
-    notes += _check_files(artifact, force)
+    warnings += _check_files(artifact, force)
     graph = onnx_io.peek(artifact.model_path)
     model = tuple(_inside(folder, name) for name in (MODEL, *_external(artifact.model_path)))
     seen = _look(artifact.model_path, graph)
@@ -116,7 +117,7 @@ def load_payload(folder: Path, *, force: bool = False) -> Payload:
         opset=graph.opset,
         example=seen.example,
         zeros=seen.zeros,
-        notes=[*notes, *seen.notes],
+        remarks=Remarks(warnings, seen.notes),
     )
 
 
@@ -135,7 +136,7 @@ def _check_accuracy(artifact: Artifact, force: bool) -> list[str]:
 
 
 def _check_files(artifact: Artifact, force: bool) -> list[str]:
-    """Compare the files with the manifest; an artifact without hashes gives a note."""
+    """Compare the files with the manifest; an artifact without hashes gives a warning."""
     if all(record.sha256 is None for record in artifact.manifest.files.values()):
         return ["the manifest has no hashes (an older qgraph wrote it), so no file was checked"]
     found = read_ledger(artifact.path).changes()

@@ -41,7 +41,7 @@ class Triton:
         place = folder / name
         before = existing(place, self.name)
         chosen = inherit(options, before, _OWN)
-        fields, notes = settings(payload, chosen)
+        fields, remarks = settings(payload, chosen)
         check_settings(place, before, fields)
         version = choose_version(place, before, options.version, payload)
         files = _files(payload, fields)
@@ -49,16 +49,15 @@ class Triton:
             record = before
             add(place, version, files, record, payload)
             if options.warm_up is not None:
-                notes.append("--warm-up is for a model's first version")
-            notes.append(f"{CONFIG} stays as it was")
+                remarks.notes.append("--warm-up is for a model's first version")
+            remarks.notes.append(f"{CONFIG} stays as it was")
         else:
             record = DeployRecord(
                 to=self.name, options=_given(chosen), settings=fields, versions={}
             )
-            requests, samples = warm_up(payload, options.warm_up, fields, notes)
+            requests, samples = warm_up(payload, options.warm_up, fields, remarks)
             config = text(name, fields, requests)
-            if not check(config):
-                notes.append("without the package tritonclient the configuration was not parsed")
+            check(config)
             shared = {
                 CONFIG: config.encode(),
                 "README.md": readme(payload, name, folder, fields).encode(),
@@ -69,7 +68,7 @@ class Triton:
             folder=place,
             files=written(place, record, version, new=before is None),
             facts=_facts(name, version, fields),
-            notes=[*payload.notes, *notes],
+            remarks=payload.remarks + remarks,
         )
 
 
@@ -94,7 +93,7 @@ def _facts(name: str, version: int, fields: dict[str, Any]) -> dict[str, str]:
     places = f" on GPU {', '.join(map(str, group['gpus']))}" if "gpus" in group else ""
     where = places or (" on every GPU" if group["kind"] == "KIND_GPU" else " on the CPU")
     largest = fields["max_batch_size"]
-    batching = "the client's first axis is left alone"
+    batching = "requests run one by one, as they are sent"
     if largest:
         together = fields["dynamic_batching"] is not None
         batching = f"up to {largest}, {'put together by the server' if together else 'as sent'}"

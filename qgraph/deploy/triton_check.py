@@ -1,4 +1,4 @@
-"""Parses a configuration with Triton's own messages, where the package `tritonclient` is installed."""
+"""Parses a configuration with Triton's own messages, where `tritonclient` is installed."""
 
 import importlib.util
 from functools import cache
@@ -40,9 +40,10 @@ def parse(text: str, messages: Any) -> Any:
 
 @cache
 def triton_messages() -> Any:
-    """The module `model_config_pb2` of `tritonclient`, or None where it is not installed.
+    """The module `model_config_pb2` of `tritonclient`, or None where there is none that works.
 
-    Loaded by its file: importing `tritonclient.grpc` takes gRPC, which nothing here needs.
+    Loaded by its file: importing `tritonclient.grpc` takes gRPC, which nothing here needs, and
+    its extra of that name an older protobuf than onnx's.
     """
     found = importlib.util.find_spec("tritonclient")
     for place in (found.submodule_search_locations or ()) if found else ():
@@ -52,6 +53,9 @@ def triton_messages() -> Any:
             if spec is None or spec.loader is None:
                 return None
             module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            try:
+                spec.loader.exec_module(module)
+            except Exception:  # noqa: BLE001 - made for another protobuf than the one installed
+                return None
             return module
     return None

@@ -12,6 +12,7 @@ from qgraph.deploy.engines import Outside, outside
 from qgraph.deploy.layout import version_policy
 from qgraph.deploy.payload import PLAN, Payload
 from qgraph.deploy.pbtxt import Word, dumps
+from qgraph.deploy.remarks import Remarks
 from qgraph.deploy.triton_backends import BACKENDS, Backend
 from qgraph.deploy.triton_tensors import batch_axis, free_axis, tensors
 from qgraph.errors import ArtifactError, UsageError
@@ -57,21 +58,21 @@ class TritonOptions:
     warm_up: str | None = None
 
 
-def settings(payload: Payload, options: TritonOptions) -> tuple[dict[str, Any], list[str]]:
+def settings(payload: Payload, options: TritonOptions) -> tuple[dict[str, Any], Remarks]:
     """Work out the fields of the configuration that all versions of a model share.
 
     Returns:
-        The fields as JSON-able values, and notes for the user.
+        The fields as JSON-able values, and remarks for the user.
 
     Raises:
         UsageError: Options do not fit each other or the model.
         ModelError, ArtifactError: Triton can't take the model.
     """
-    notes: list[str] = []
+    remarks = Remarks()
     engine = outside(payload.engine)
-    backend = _backend(payload, engine, options, notes)
+    backend = _backend(payload, engine, options, remarks)
     gpu = _on_gpu(engine, backend, options)
-    max_batch = _max_batch(payload, backend, options, notes)
+    max_batch = _max_batch(payload, backend, options, remarks)
     batched = max_batch > 0
     instances = {"count": options.instances or 1, "kind": Word("KIND_GPU" if gpu else "KIND_CPU")}
     fields: dict[str, Any] = {
@@ -87,8 +88,8 @@ def settings(payload: Payload, options: TritonOptions) -> tuple[dict[str, Any], 
     if backend.name == "onnxruntime":
         fields |= _onnxruntime(payload, engine, gpu, max_batch, fields["input"])
     if backend.name == "openvino":
-        fields |= _openvino(payload, options, max_batch, notes)
-    return fields, notes
+        fields |= _openvino(payload, options, max_batch, remarks)
+    return fields, remarks
 
 
 def text(name: str, fields: Mapping[str, Any], warm_up: list[dict[str, Any]]) -> str:
@@ -97,7 +98,7 @@ def text(name: str, fields: Mapping[str, Any], warm_up: list[dict[str, Any]]) ->
 
 
 def _backend(
-    payload: Payload, engine: Outside, options: TritonOptions, notes: list[str]
+    payload: Payload, engine: Outside, options: TritonOptions, remarks: Remarks
 ) -> Backend:
     name = options.backend or engine.backend
     if options.backend is None and payload.plan is not None:
@@ -106,12 +107,12 @@ def _backend(
     if backend.name == "tensorrt":
         _check_plan(payload)
     elif engine.accelerator == "tensorrt" and backend.name == "onnxruntime":
-        notes.append(
+        remarks.notes.append(
             "onnxruntime's TensorRT provider serves model.onnx: it builds its engines when the "
             "server loads the model, which takes minutes"
         )
     if not engine.known and options.backend is None:
-        notes.append(
+        remarks.warnings.append(
             f"Triton has no backend for what the artifact was made for ({payload.manifest.target}): "
             "onnxruntime on the CPU serves it"
         )
@@ -148,7 +149,7 @@ def _on_gpu(engine: Outside, backend: Backend, options: TritonOptions) -> bool:
     return bool(options.gpus) or backend.name == "tensorrt" or engine.gpu
 
 
-def _max_batch(payload: Payload, backend: Backend, options: TritonOptions, notes: list[str]) -> int:
+def _max_batch(payload: Payload, backend: Backend, options: TritonOptions, remarks: Remarks) -> int:
     """The largest batch; 0 where Triton is not to know a batch axis.
 
     Raises:
@@ -164,12 +165,12 @@ def _max_batch(payload: Payload, backend: Backend, options: TritonOptions, notes
         return options.max_batch
     able, reason = batch_axis(payload.inputs, payload.outputs)
     if not able:
-        notes.append(f"the server does not put requests together: {reason}")
+        remarks.notes.append(f"the server does not put requests together: {reason}")
         return 0
     if not backend.batches:
-        notes.append(
-            f"the server does not put requests together: with the {backend.name} backend that takes "
-            "--max-batch N, see docs/deploy.md"
+        remarks.notes.append(
+            f"the server does not put requests together: the {backend.name} backend does so only "
+            "with --max-batch N, see docs/deploy.md"
         )
         return 0
     return DEFAULT_MAX_BATCH
@@ -242,7 +243,7 @@ def _own(message: dict[str, Any]) -> list[int]:
 
 
 def _openvino(
-    payload: Payload, options: TritonOptions, max_batch: int, notes: list[str]
+    payload: Payload, options: TritonOptions, max_batch: int, remarks: Remarks
 ) -> dict[str, Any]:
     chosen = payload.options
     parameters = {}
@@ -252,13 +253,13 @@ def _openvino(
         parameters["NUM_STREAMS"] = str(options.instances)
     if max_batch:
         parameters["ENABLE_BATCH_PADDING"] = "YES"
-        notes.append(
+        remarks.notes.append(
             f"the openvino backend computes {max_batch} rows for every batch, however small"
         )
     if chosen.float_precision == "bf16":
         parameters["HINT_BF16"] = "YES"
     else:
-        notes.append(
+        remarks.warnings.append(
             f"Triton's openvino backend can't be told to compute in {chosen.float_precision}: what is "
             "float runs in bfloat16 on CPUs that have it (AMX); --to openvino-model-server can"
         )

@@ -8,6 +8,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from qgraph.deploy.payload import Payload
+from qgraph.deploy.remarks import Remarks
 from qgraph.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ Requests = list[dict[str, Any]]
 
 
 def warm_up(
-    payload: Payload, wanted: str | None, fields: dict[str, Any], notes: list[str]
+    payload: Payload, wanted: str | None, fields: dict[str, Any], remarks: Remarks
 ) -> tuple[Requests, dict[str, bytes]]:
     """Work out the warm-up requests of a model.
 
@@ -27,7 +28,7 @@ def warm_up(
         payload: The model.
         wanted: `zeros` (or None), `none`, or data whose first sample is used.
         fields: The configuration; see `qgraph.deploy.triton_config.settings`.
-        notes: Why there are none is added here.
+        remarks: Why there are none is added here.
 
     Returns:
         `model_warmup` messages, and the files that they name.
@@ -41,12 +42,12 @@ def warm_up(
         return _from_data(_first_sample(payload, str(wanted)), fields)
     example = payload.example
     if example is None or not payload.zeros:
-        notes.append(
+        remarks.notes.append(
             "no warm-up: the model was not seen to take zeros; --warm-up DATA gives a sample"
         )
         return [], {}
     if any(0 in x.shape for x in example.values()):
-        notes.append("no warm-up: Triton takes no empty inputs there")
+        remarks.notes.append("no warm-up: Triton takes no empty inputs there")
         return [], {}
     return _requests(example, fields, {name: {"zero_data": True} for name in example}), {}
 
