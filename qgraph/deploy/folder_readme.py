@@ -52,8 +52,5 @@ def _engine(payload: Payload) -> str:
             "float), which the script uses where its plugin is installed."
         )
     if engine.gpu:
-        first = engine.providers[0][0]
-        return (
-            f"\n\nThe artifact was made for {first}; the script takes the providers that are there."
-        )
+        return f"\n\nThe artifact was made for {engine.providers[0]}; the script takes the providers that are there."
     return ""

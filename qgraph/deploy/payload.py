@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qgraph.artifact import MODEL, Artifact
 from qgraph.deploy.example import find_example, takes_zeros
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qgraph.manifest import Manifest
 
 PLAN = "engine.plan"
+PLAN_RECORD = "engine.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -31,6 +32,7 @@ class Payload:
         sha256: Hash of its manifest.
         model: The ONNX file and its external data.
         plan: The TensorRT engine, where there is one.
+        plan_record: What is known of it: `library`, `version`, `profiles`; empty where nothing is.
         tokenizer: A decoder's tokenizer files.
         inputs: What a caller feeds, as onnxruntime sees the model.
         outputs: What it gives.
@@ -45,6 +47,7 @@ class Payload:
     sha256: str
     model: tuple[Path, ...]
     plan: Path | None
+    plan_record: dict[str, Any]
     tokenizer: tuple[Path, ...]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -76,6 +79,13 @@ class Payload:
         options = chosen.options if chosen else {}
         return EngineOptions(**{key: value for key, value in options.items() if key in known})
 
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """Options that only its engine has; empty where the manifest has none."""
+        chosen = self.manifest.engine
+        own = chosen.options.get("engine") if chosen else None
+        return own if isinstance(own, dict) else {}
+
 
 def load_payload(folder: Path, *, force: bool = False) -> Payload:
     """Read and check an artifact.
@@ -98,6 +108,8 @@ def load_payload(folder: Path, *, force: bool = False) -> Payload:
     warnings = _check_accuracy(artifact, force)
     ledger = read_ledger(folder)
     warnings += _check_files(artifact, force)
+    if (folder / PLAN).exists() and PLAN not in artifact.manifest.files:
+        warnings.append(f"{PLAN} is not in the manifest: nothing says where it comes from")
     graph = onnx_io.peek(artifact.model_path)
     model = tuple(_inside(folder, name) for name in (MODEL, *_external(artifact.model_path)))
     seen = _look(artifact.model_path, graph)
@@ -106,6 +118,7 @@ def load_payload(folder: Path, *, force: bool = False) -> Payload:
         sha256=ledger.sha256,
         model=model,
         plan=_inside(folder, PLAN) if (folder / PLAN).exists() else None,
+        plan_record=_plan_record(artifact),
         tokenizer=tuple(_inside(folder, name) for name in TOKENIZER if (folder / name).exists()),
         inputs=seen.inputs,
         outputs=seen.outputs,
@@ -157,6 +170,11 @@ def _external(model: Path) -> list[str]:
     from qgraph import onnx_io
 
     return onnx_io.external_files(model)
+
+
+def _plan_record(artifact: Artifact) -> dict[str, Any]:
+    found = artifact.read_json(PLAN_RECORD)
+    return found if isinstance(found, dict) else {}
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 
-from qgraph.deploy.engines import openvino_properties, outside
+from qgraph.deploy.engines import openvino_properties, outside, provider_options
 from qgraph.deploy.payload import Payload
 
 _HEAD = '''\
@@ -25,6 +25,8 @@ def open_model():
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
     usable = [each for each in PROVIDERS if each[0] in ort.get_available_providers()]
+    if usable[0] != PROVIDERS[0]:
+        print("this onnxruntime has no", PROVIDERS[0][0], file=sys.stderr)
     return ort.InferenceSession(str(HERE / "model.onnx"), options, usable)
 """
 _PLUGIN = """\
@@ -36,7 +38,7 @@ def open_model():
     try:
         import {module} as plugin
     except ImportError:
-        print("{package} is not installed: onnxruntime's CPU provider runs it", file=sys.stderr)
+        print("without {package} onnxruntime's own provider runs it", file=sys.stderr)
     else:
         ort.register_execution_provider_library("plugin", plugin.get_library_path())
         found = [each for each in ort.get_ep_devices() if each.ep_name == plugin.get_ep_name()]
@@ -71,7 +73,7 @@ def runner(payload: Payload) -> str:
         package = engine.plugin.replace("_", "-")
         body = _PLUGIN.format(options=options, module=engine.plugin, package=package)
     else:
-        providers = list(engine.providers)
+        providers = provider_options(engine, payload.own_options)
         body = _PROVIDERS.format(providers=providers, threads=payload.options.threads)
     return f"{_HEAD}{body}{_MAIN}"
 

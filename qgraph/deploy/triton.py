@@ -19,9 +19,11 @@ from qgraph.deploy.layout import (
 from qgraph.deploy.payload import Payload
 from qgraph.deploy.record import DeployRecord
 from qgraph.deploy.triton_check import check
-from qgraph.deploy.triton_config import TritonOptions, settings, text
+from qgraph.deploy.triton_config import settings, text
+from qgraph.deploy.triton_options import TritonOptions
 from qgraph.deploy.triton_readme import readme
 from qgraph.deploy.triton_warmup import warm_up
+from qgraph.text import counted
 
 CONFIG = "config.pbtxt"
 # What each version has for itself, or only the first one decides.
@@ -89,18 +91,16 @@ def _given(options: TritonOptions) -> dict[str, Any]:
 
 
 def _facts(name: str, version: int, fields: dict[str, Any]) -> dict[str, str]:
-    group = fields["instance_group"][0]
-    places = f" on GPU {', '.join(map(str, group['gpus']))}" if "gpus" in group else ""
-    where = places or (" on every GPU" if group["kind"] == "KIND_GPU" else " on the CPU")
-    largest = fields["max_batch_size"]
-    batching = "requests run one by one, as they are sent"
+    group, largest = fields["instance_group"][0], fields["max_batch_size"]
+    where = "every GPU" if group["kind"] == "KIND_GPU" else "the CPU"
+    if "gpus" in group:
+        where = f"GPU {', '.join(map(str, group['gpus']))}"
+    batches = "requests run one by one, as they are sent"
     if largest:
         together = fields["dynamic_batching"] is not None
-        batching = f"up to {largest}, {'put together by the server' if together else 'as sent'}"
+        batches = f"up to {largest}, {'put together by the server' if together else 'as sent'}"
     return {
         "model": f"{name}, version {version}",
-        "backend": f"{fields['backend']}, {group['count']} a place{where}"
-        if group["count"] > 1
-        else f"{fields['backend']}{where}",
-        "batches": batching,
+        "backend": f"{fields['backend']} on {where}, {counted(group['count'], 'instance')}",
+        "batches": batches,
     }

@@ -5,57 +5,26 @@ docs/user_guide/model_configuration.md of github.com/triton-inference-server/ser
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from qgraph.deploy.engines import Outside, outside
+from qgraph.deploy.engines import CONV_SEARCHES, Outside, cuda_options, outside
 from qgraph.deploy.layout import version_policy
 from qgraph.deploy.payload import PLAN, Payload
 from qgraph.deploy.pbtxt import Word, dumps
 from qgraph.deploy.remarks import Remarks
 from qgraph.deploy.triton_backends import BACKENDS, Backend
-from qgraph.deploy.triton_tensors import batch_axis, free_axis, tensors
+from qgraph.deploy.triton_batching import dynamic_batching, max_batch_size
+from qgraph.deploy.triton_options import TritonOptions
+from qgraph.deploy.triton_tensors import tensors
 from qgraph.errors import ArtifactError, UsageError
 from qgraph.registry import pick
 
-DEFAULT_MAX_BATCH = 8
 HEAD = """\
 # Written by `qgraph deploy`. It may be edited: further versions are put beside the ones that are
 # there and leave it alone.
 """
 # Of onnxruntime's TensorRT provider: the arithmetic that it may use beside float32.
 _TENSORRT_MODES = {"int8": "INT8", "fp16": "FP16", "bf16": "BF16"}
-
-
-@dataclass(frozen=True)
-class TritonOptions:
-    """What `deploy` takes for Triton; None leaves it to qgraph.
-
-    Attributes:
-        name: The model's name on the server; default: the artifact's folder.
-        version: Number of the version; default: the next.
-        backend: `onnxruntime`, `tensorrt` or `openvino`; default: the artifact's engine.
-        max_batch: Largest batch; 0 leaves the first axis to the client.
-        dynamic_batching: Whether the server puts requests together; default: where it can.
-        preferred_batch: Sizes of batches that it tries to reach.
-        queue_delay_us: How long it may wait for them, in microseconds.
-        instances: Copies of the model, on each GPU where there are several.
-        gpus: GPUs by number; default: all.
-        version_policy: `latest`, `latest:N`, `all` or `specific:1,3`.
-        warm_up: `zeros`, `none`, or data whose first sample is used.
-    """
-
-    name: str | None = None
-    version: int | None = None
-    backend: str | None = None
-    max_batch: int | None = None
-    dynamic_batching: bool | None = None
-    preferred_batch: tuple[int, ...] | None = None
-    queue_delay_us: int | None = None
-    instances: int | None = None
-    gpus: tuple[int, ...] | None = None
-    version_policy: str | None = None
-    warm_up: str | None = None
 
 
 def settings(payload: Payload, options: TritonOptions) -> tuple[dict[str, Any], Remarks]:
@@ -72,7 +41,7 @@ def settings(payload: Payload, options: TritonOptions) -> tuple[dict[str, Any], 
     engine = outside(payload.engine)
     backend = _backend(payload, engine, options, remarks)
     gpu = _on_gpu(engine, backend, options)
-    max_batch = _max_batch(payload, backend, options, remarks)
+    max_batch = max_batch_size(payload, backend, options, remarks)
     batched = max_batch > 0
     instances = {"count": options.instances or 1, "kind": Word("KIND_GPU" if gpu else "KIND_CPU")}
     fields: dict[str, Any] = {
@@ -82,7 +51,7 @@ def settings(payload: Payload, options: TritonOptions) -> tuple[dict[str, Any], 
         "input": tensors(payload, "input", backend, batched=batched),
         "output": tensors(payload, "output", backend, batched=batched),
         "version_policy": version_policy(options.version_policy),
-        "dynamic_batching": _batching(max_batch, options),
+        "dynamic_batching": dynamic_batching(max_batch, options),
         "instance_group": [instances | ({"gpus": list(options.gpus)} if options.gpus else {})],
     }
     if backend.name == "onnxruntime":
@@ -133,7 +102,10 @@ def _check_plan(payload: Payload) -> None:
             fix="choose --backend onnxruntime, which runs model.onnx through TensorRT",
         )
     packages = payload.manifest.packages
-    if "tensorrt" not in packages and any("tensorrt-rtx" in name for name in packages):
+    library = str(payload.plan_record.get("library") or "")
+    if not library and "tensorrt" not in packages:
+        library = next((name for name in packages if "tensorrt-rtx" in name), "")
+    if "rtx" in library.lower():
         raise ArtifactError(
             f"{PLAN} was built by TensorRT-RTX, whose engines Triton's tensorrt backend can't load",
             where=where,
@@ -149,60 +121,6 @@ def _on_gpu(engine: Outside, backend: Backend, options: TritonOptions) -> bool:
     return bool(options.gpus) or backend.name == "tensorrt" or engine.gpu
 
 
-def _max_batch(payload: Payload, backend: Backend, options: TritonOptions, remarks: Remarks) -> int:
-    """The largest batch; 0 where Triton is not to know a batch axis.
-
-    Raises:
-        UsageError: A batch was asked for that the model can't do.
-    """
-    if options.max_batch is not None:
-        stuck = free_axis(payload.inputs, payload.outputs)
-        if options.max_batch > 0 and stuck:
-            raise UsageError(
-                f"--max-batch {options.max_batch}: {stuck}",
-                fix="leave --max-batch out, or export the model with a dynamic batch axis",
-            )
-        return options.max_batch
-    able, reason = batch_axis(payload.inputs, payload.outputs)
-    if not able:
-        remarks.notes.append(f"the server does not put requests together: {reason}")
-        return 0
-    if not backend.batches:
-        remarks.notes.append(
-            f"the server does not put requests together: the {backend.name} backend does so only "
-            "with --max-batch N, see docs/deploy.md"
-        )
-        return 0
-    return DEFAULT_MAX_BATCH
-
-
-def _batching(max_batch: int, options: TritonOptions) -> dict[str, Any] | None:
-    """Dynamic batching, or None.
-
-    Raises:
-        UsageError: Its options are given where there is no batching, or a size is too large.
-    """
-    wanted = options.preferred_batch or options.queue_delay_us is not None
-    if max_batch < 2 or options.dynamic_batching is False:
-        if wanted or options.dynamic_batching:
-            why = "--no-dynamic-batching" if options.dynamic_batching is False else "there is none"
-            raise UsageError(
-                f"options of dynamic batching were given, and {why} (largest batch {max_batch})",
-                fix="pass --max-batch N with N of 2 or more, or leave them out",
-            )
-        return None
-    sizes = sorted(set(options.preferred_batch or ()))
-    if sizes and (sizes[0] < 1 or sizes[-1] > max_batch):
-        raise UsageError(
-            f"--preferred-batch {','.join(map(str, sizes))} does not lie within 1 and {max_batch}",
-            fix="raise --max-batch or leave the larger sizes out",
-        )
-    delay = options.queue_delay_us
-    return ({"preferred_batch_size": sizes} if sizes else {}) | (
-        {"max_queue_delay_microseconds": delay} if delay is not None else {}
-    )
-
-
 def _onnxruntime(
     payload: Payload, engine: Outside, gpu: bool, max_batch: int, inputs: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -211,13 +129,13 @@ def _onnxruntime(
         parameters["intra_op_thread_count"] = str(payload.options.threads)
     fields: dict[str, Any] = {}
     if gpu:
-        # By Triton's number for HEURISTIC. It stands here because the backend overwrites what the
-        # accelerator says with EXHAUSTIVE, which tries every algorithm for every new shape.
-        parameters["cudnn_conv_algo_search"] = "1"
-        accelerators = [_accelerator("cuda", {"use_tf32": "0"})]
+        # Not among the accelerator's: the backend overwrites what stands there with EXHAUSTIVE,
+        # which tries every algorithm for every new shape.
+        options = cuda_options(payload.own_options)
+        parameters["cudnn_conv_algo_search"] = CONV_SEARCHES[options.pop("cudnn_conv_algo_search")]
+        accelerators = [_accelerator("cuda", options)]
         if engine.accelerator == "tensorrt":
-            options = _tensorrt(payload, max_batch, inputs)
-            accelerators.insert(0, _accelerator("tensorrt", options))
+            accelerators.insert(0, _accelerator("tensorrt", _tensorrt(payload, max_batch, inputs)))
         fields["optimization"] = {
             "execution_accelerators": {"gpu_execution_accelerator": accelerators}
         }

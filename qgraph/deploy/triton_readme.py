@@ -97,10 +97,10 @@ def readme(payload: Payload, name: str, folder: Path, fields: dict[str, Any]) ->
 def _image(payload: Payload, backend: str) -> str:
     packages = payload.manifest.packages
     if backend == "tensorrt":
-        version = packages.get("tensorrt", "the version that built it")
+        version = payload.plan_record.get("version") or packages.get("tensorrt", "of its build")
         return (
             "\nThe engine loads only in the TensorRT that built it "
-            f"({version}) and on GPUs of the same compute capability: take the image that has it."
+            f"(version {version}) and on GPUs of the same compute capability: take the image that has it."
         )
     if backend == "onnxruntime":
         version = packages.get("onnxruntime-gpu", packages.get("onnxruntime", "of no version"))

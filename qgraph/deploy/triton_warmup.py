@@ -41,6 +41,9 @@ def warm_up(
     if wanted not in (None, "zeros"):
         return _from_data(_first_sample(payload, str(wanted)), fields)
     example = payload.example
+    if fields["backend"] == "tensorrt" and not _fits_profile(payload):
+        remarks.notes.append("no warm-up: the engine's profile is for other shapes than were tried")
+        return [], {}
     if example is None or not payload.zeros:
         remarks.notes.append(
             "no warm-up: the model was not seen to take zeros; --warm-up DATA gives a sample"
@@ -50,6 +53,19 @@ def warm_up(
         remarks.notes.append("no warm-up: Triton takes no empty inputs there")
         return [], {}
     return _requests(example, fields, {name: {"zero_data": True} for name in example}), {}
+
+
+def _fits_profile(payload: Payload) -> bool:
+    """Whether the example lies within the engine's first profile, where that is known."""
+    profiles = payload.plan_record.get("profiles")
+    try:
+        return not profiles or all(
+            all(low <= size <= high for low, size, high in zip(least, x.shape, most, strict=True))
+            for name, x in (payload.example or {}).items()
+            for least, _, most in [profiles[0][name]]
+        )
+    except (KeyError, IndexError, TypeError, ValueError):
+        return False
 
 
 def _from_data(sample: "Feeds", fields: dict[str, Any]) -> tuple[Requests, dict[str, bytes]]:
