@@ -69,7 +69,7 @@ def command(
             "--max-batch",
             metavar="N",
             min=0,
-            max=2**31 - 1,
+            max=65536,
             show_default=False,
             help="Largest batch; 0: the first axis is the client's. Default 8 where the model has "
             "a batch axis and the backend takes any size.",

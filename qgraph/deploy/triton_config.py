@@ -40,7 +40,7 @@ def settings(payload: Payload, options: TritonOptions) -> tuple[dict[str, Any], 
     remarks = Remarks()
     engine = outside(payload.engine)
     backend = _backend(payload, engine, options, remarks)
-    gpu = _on_gpu(engine, backend, options)
+    gpu = _on_gpu(payload, engine, backend, options, remarks)
     max_batch = max_batch_size(payload, backend, options, remarks)
     batched = max_batch > 0
     instances = {"count": options.instances or 1, "kind": Word("KIND_GPU" if gpu else "KIND_CPU")}
@@ -113,11 +113,21 @@ def _check_plan(payload: Payload) -> None:
         )
 
 
-def _on_gpu(engine: Outside, backend: Backend, options: TritonOptions) -> bool:
+def _on_gpu(
+    payload: Payload,
+    engine: Outside,
+    backend: Backend,
+    options: TritonOptions,
+    remarks: Remarks,
+) -> bool:
     if backend.name == "openvino":
         if options.gpus:
             raise UsageError("--gpus is not for the openvino backend", fix="leave it out")
         return False
+    if options.gpus and not engine.gpu:
+        remarks.notes.append(
+            f"{payload.engine or 'a CPU'} was what the artifact was made for, no GPU"
+        )
     return bool(options.gpus) or backend.name == "tensorrt" or engine.gpu
 
 

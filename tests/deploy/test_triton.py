@@ -82,6 +82,7 @@ def test_every_option(artifact, tmp_path, parsed) -> None:
     assert config.dynamic_batching.max_queue_delay_microseconds == 250
     (group,) = config.instance_group
     assert (group.count, list(group.gpus)) == (3, [0, 2])
+    assert any("onnxruntime-cpu was what" in line for line in done.remarks.notes)
     assert list(config.version_policy.specific.versions) == [7, 9]
     assert [each.batch_size for each in config.model_warmup] == [1, 4, 16, 32]
 
