@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qgraph.commands.options import Json, Quiet, Verbose
+from qgraph.commands.options import Data, Json, Quiet, Verbose
 from qgraph.commands.output import Output
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -47,6 +47,7 @@ def command(
             autocompletion=complete_destination,
         ),
     ],
+    data: Data = None,
     name: Annotated[
         str | None,
         typer.Option("--name", metavar="NAME", help="Name on the server; default: the artifact's."),
@@ -121,10 +122,10 @@ def command(
         str | None,
         typer.Option(
             "--warm-up",
-            metavar="zeros|none|DATA",
+            metavar="zeros|sample|none",
             show_default=False,
-            help="What the server runs before it calls the model ready. Default zeros, where the "
-            "model takes them.",
+            help="What the server runs before it calls the model ready. Default: the sample of "
+            "--data, without it zeros where the model takes them.",
         ),
     ] = None,
     shape: Annotated[
@@ -153,6 +154,9 @@ def command(
     that is there already gets one more version, and none that is there is touched. `folder` makes
     DIR the model with a script that needs onnxruntime and numpy alone.
 
+    The first sample of --data serves for warm-up and as an example; without it inputs are made up
+    and tried.
+
     Files are compared with the artifact's hashes first. Everything is written, or nothing.
     """
     from qgraph import report
@@ -164,6 +168,7 @@ def command(
         to,
         folder,
         force=force,
+        data=data,
         name=name,
         version=version,
         backend=backend,

@@ -73,6 +73,7 @@ def deploy(
     folder: str | os.PathLike[str],
     *,
     force: bool = False,
+    data: str | None = None,
     **options: Any,
 ) -> Deployment:
     """Write an artifact as something else serves it.
@@ -82,6 +83,8 @@ def deploy(
         to: `triton`, `openvino-model-server` or `folder`.
         folder: Where to write.
         force: Deploy what missed its accuracy floor or was changed since it was compiled.
+        data: Samples, of which the first serves for warm-up and as an example; without it, inputs
+            are made up and tried.
         options: The destination's; see its options class. None is the same as left out.
 
     Returns:
@@ -91,11 +94,12 @@ def deploy(
         UsageError: Unknown destination or option, or options that do not fit.
         ArtifactError: The artifact is damaged, failed or changed; the place is in use.
         ModelError: The server can't take the model.
+        DataError, EngineError: The data does not fit, or the model fails on it.
     """
     chosen = pick("destination", to, destinations())
     given = {key: value for key, value in options.items() if value is not None}
     _check_options(chosen, given)
-    payload = load_payload(Path(artifact), force=force)
+    payload = load_payload(Path(artifact), force=force, data=data)
     _check_place(Path(folder), payload)
     return chosen().write(payload, Path(folder), chosen.options(**given))
 

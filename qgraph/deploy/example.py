@@ -1,6 +1,6 @@
-"""Feeds that a model takes, found by running it: for warm-up, runners and load tests."""
+"""Feeds that a model takes, of data or found by running it: for warm-up and for trying it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,9 +8,10 @@ import numpy as np
 from qgraph.errors import QGraphError
 
 if TYPE_CHECKING:
+    from qgraph.artifact import Artifact
     from qgraph.data import Feeds
     from qgraph.graph import Graph
-    from qgraph.runtime.backend import Session
+    from qgraph.runtime.backend import Session, TensorInfo
 
 # Lengths that dynamic axes are tried with, all of them at once, beside `random_feeds`' own.
 _LENGTHS = (1, 8, 32, 224)
@@ -32,6 +33,24 @@ def find_example(session: "Session", graph: "Graph") -> "Feeds | None":
             continue
         return feeds
     return None
+
+
+def first_sample(artifact: "Artifact", inputs: "Sequence[TensorInfo]", source: str) -> "Feeds":
+    """Return the first sample of data, as the artifact takes it.
+
+    Raises:
+        DataError: It can't be read or does not fit.
+    """
+    from qgraph.data import open_data
+    from qgraph.interface import raw_images
+    from qgraph.kv_cache import cache_axes_of
+    from qgraph.runnable import image_options, runnable
+
+    run = runnable(artifact.path)
+    images = raw_images(run.io) or image_options(run, None)
+    caches = cache_axes_of(run.model, inputs)
+    data = open_data(source, inputs, images=images, caches=caches, samples=1)
+    return dict(next(iter(data)))
 
 
 def takes_zeros(session: "Session", example: "Feeds") -> bool:

@@ -36,12 +36,19 @@ def readme(payload: Payload) -> str:
         name=payload.artifact.path.resolve().name,
         packages=" ".join(packages(payload)),
         example="" if example else " inputs.npz",
-        what=" `example.npz` holds random inputs of sizes that the model takes." if example else "",
+        what=_what(payload),
         engine=_engine(payload),
         tensors=parts.tensors(payload),
         tokenizer=f"\nText becomes tokens by {names}.\n" if names else "",
         provenance=parts.provenance(payload),
     )
+
+
+def _what(payload: Payload) -> str:
+    if payload.example is None:
+        return ""
+    held = "a sample" if payload.sampled else "random inputs of sizes that the model takes"
+    return f" `example.npz` holds {held}."
 
 
 def _engine(payload: Payload) -> str:

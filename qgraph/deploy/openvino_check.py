@@ -27,6 +27,6 @@ def check_openvino(model: Path, properties: dict[str, Any]) -> bool:
         raise EngineError(
             f"OpenVINO refuses the model: {lines[-1] if lines else 'it gives no reason'}",
             where=str(model),
-            fix="compile it with --target cpu",
+            fix="onnxruntime may take it: --to triton --backend onnxruntime, or --to folder",
         ) from error
     return True

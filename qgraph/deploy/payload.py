@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qgraph.artifact import MODEL, Artifact
-from qgraph.deploy.example import find_example, takes_zeros
+from qgraph.deploy.example import find_example, first_sample, takes_zeros
 from qgraph.deploy.remarks import Remarks
 from qgraph.errors import ArtifactError, EngineError
 from qgraph.file_hashes import check_inside
@@ -38,7 +38,9 @@ class Payload:
         outputs: What it gives.
         rankless: Outputs and inputs whose number of axes is unknown.
         opset: Version of its operators.
-        example: Feeds that the model was seen to take; None where none were found.
+        example: Feeds that the model takes: the data's first sample, or some that it was seen to
+            run on; None where none were found.
+        sampled: Whether the example is the data's.
         zeros: Whether it was seen to take zeros of the same shapes too.
         remarks: What the user should know.
     """
@@ -54,6 +56,7 @@ class Payload:
     rankless: frozenset[str]
     opset: int
     example: "Feeds | None" = None
+    sampled: bool = False
     zeros: bool = False
     remarks: Remarks = field(default_factory=Remarks)
 
@@ -87,16 +90,18 @@ class Payload:
         return own if isinstance(own, dict) else {}
 
 
-def load_payload(folder: Path, *, force: bool = False) -> Payload:
+def load_payload(folder: Path, *, force: bool = False, data: str | None = None) -> Payload:
     """Read and check an artifact.
 
     Args:
         folder: A folder that `compile` wrote.
         force: Take one that missed its accuracy floor, or was changed.
+        data: Samples, of which the first is taken for an example; see `qgraph.data.open_data`.
 
     Raises:
         ArtifactError: It is no artifact, failed or was changed, or its model's files are not in it.
         ModelError: The model can't be read.
+        DataError, EngineError: The data can't be read or does not fit; the model fails on it.
     """
     from qgraph import onnx_io
 
@@ -112,7 +117,7 @@ def load_payload(folder: Path, *, force: bool = False) -> Payload:
         warnings.append(f"{PLAN} is not in the manifest: nothing says where it comes from")
     graph = onnx_io.peek(artifact.model_path)
     model = tuple(_inside(folder, name) for name in (MODEL, *_external(artifact.model_path)))
-    seen = _look(artifact.model_path, graph)
+    seen = _look(artifact, graph, data)
     return Payload(
         artifact=artifact,
         sha256=ledger.sha256,
@@ -129,6 +134,7 @@ def load_payload(folder: Path, *, force: bool = False) -> Payload:
         ),
         opset=graph.opset,
         example=seen.example,
+        sampled=data is not None,
         zeros=seen.zeros,
         remarks=Remarks(warnings, seen.notes),
     )
@@ -204,17 +210,24 @@ class _Seen:
     notes: list[str] = field(default_factory=list)
 
 
-def _look(model: Path, graph: "Graph") -> _Seen:
+def _look(artifact: Artifact, graph: "Graph", data: str | None) -> _Seen:
     """Open the model: servers compare inputs and outputs with what onnxruntime infers of them."""
     from qgraph.runtime import backend
 
     try:
-        with backend("onnxruntime-cpu").open(model, EngineOptions()) as session:
-            example = find_example(session, graph)
-            if example is None:
-                notes = ["no inputs were found that the model takes"]
-                return _Seen(session.inputs, session.outputs, notes=notes)
-            return _Seen(session.inputs, session.outputs, example, takes_zeros(session, example))
+        session = backend("onnxruntime-cpu").open(artifact.model_path, EngineOptions())
     except EngineError as error:
         note = f"onnxruntime's CPU provider can't open the model here ({error.what})"
-        return _Seen(tuple(graph.signature()), tuple(graph.results()), notes=[note])
+        inputs = tuple(graph.signature())
+        example = None if data is None else first_sample(artifact, inputs, data)
+        return _Seen(inputs, tuple(graph.results()), example, notes=[note])
+    with session:
+        if data is not None:
+            example = first_sample(artifact, session.inputs, data)
+            session.run(example)
+        else:
+            example = find_example(session, graph)
+        if example is None:
+            notes = ["no inputs were found that the model takes; --data D gives some"]
+            return _Seen(session.inputs, session.outputs, notes=notes)
+        return _Seen(session.inputs, session.outputs, example, takes_zeros(session, example))

@@ -18,7 +18,7 @@ class TritonOptions:
         instances: Copies of the model, on each GPU where there are several.
         gpus: GPUs by number; default: all.
         version_policy: `latest`, `latest:N`, `all` or `specific:1,3`.
-        warm_up: `zeros`, `none`, or data whose first sample is used.
+        warm_up: `zeros`, `sample` or `none`; default: the data's sample, zeros without data.
     """
 
     name: str | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qgraph.deploy.payload import Payload
 from qgraph.deploy.remarks import Remarks
-from qgraph.errors import DataError
+from qgraph.errors import UsageError
 
 if TYPE_CHECKING:
     from qgraph.data import Feeds
@@ -26,7 +26,7 @@ def warm_up(
 
     Args:
         payload: The model.
-        wanted: `zeros` (or None), `none`, or data whose first sample is used.
+        wanted: `zeros`, `sample` or `none`; by default the data's sample, or zeros without data.
         fields: The configuration; see `qgraph.deploy.triton_config.settings`.
         remarks: Why there are none is added here.
 
@@ -34,25 +34,40 @@ def warm_up(
         `model_warmup` messages, and the files that they name.
 
     Raises:
-        DataError: The data can't be read, does not fit, or its sample is no batch of one.
+        UsageError: There is no such kind of warm-up, or no data for it.
     """
-    if wanted == "none":
+    kind = wanted or ("sample" if payload.sampled else "zeros")
+    if kind not in ("zeros", "none", "sample"):
+        raise UsageError(f"--warm-up {kind!r} is none", fix="give zeros, sample or none")
+    if kind == "sample" and not payload.sampled:
+        raise UsageError("--warm-up sample needs data", fix="pass --data D")
+    if kind == "none":
         return [], {}
-    if wanted not in (None, "zeros"):
-        return _from_data(_first_sample(payload, str(wanted)), fields)
+    if reason := _obstacle(payload, kind, fields):
+        remarks.notes.append(f"no warm-up: {reason}")
+        return [], {}
+    example = payload.example or {}
+    if kind == "zeros":
+        return _requests(example, fields, {name: {"zero_data": True} for name in example}), {}
+    files = {f"{FOLDER}/{index}": _raw(x) for index, x in enumerate(example.values())}
+    sources = {name: {"input_data_file": str(index)} for index, name in enumerate(example)}
+    return _requests(example, fields, sources), files
+
+
+def _obstacle(payload: Payload, kind: str, fields: dict[str, Any]) -> str:
+    """Why the example can't be a request; "" where it can."""
     example = payload.example
-    if fields["backend"] == "tensorrt" and not _fits_profile(payload):
-        remarks.notes.append("no warm-up: the engine's profile is for other shapes than were tried")
-        return [], {}
-    if example is None or not payload.zeros:
-        remarks.notes.append(
-            "no warm-up: the model was not seen to take zeros; --warm-up DATA gives a sample"
-        )
-        return [], {}
+    if example is None:
+        return "no inputs are known that the model takes"
+    if kind == "zeros" and not payload.zeros:
+        return "the model was not seen to take zeros; --data D gives a sample"
     if any(0 in x.shape for x in example.values()):
-        remarks.notes.append("no warm-up: Triton takes no empty inputs there")
-        return [], {}
-    return _requests(example, fields, {name: {"zero_data": True} for name in example}), {}
+        return "Triton takes no empty inputs there"
+    if fields["backend"] == "tensorrt" and not _fits_profile(payload):
+        return "the engine's profile is for other shapes than the example's"
+    if fields["max_batch_size"] and any(x.shape[:1] != (1,) for x in example.values()):
+        return "the sample is no batch of one"
+    return ""
 
 
 def _fits_profile(payload: Payload) -> bool:
@@ -66,18 +81,6 @@ def _fits_profile(payload: Payload) -> bool:
         )
     except (KeyError, IndexError, TypeError, ValueError):
         return False
-
-
-def _from_data(sample: "Feeds", fields: dict[str, Any]) -> tuple[Requests, dict[str, bytes]]:
-    if fields["max_batch_size"]:
-        for name, x in sample.items():
-            if not x.ndim or len(x) != 1:
-                raise DataError(
-                    f"a sample of {list(x.shape)} is no batch of one", where=f"input {name!r}"
-                )
-    files = {f"{FOLDER}/{index}": _raw(x) for index, x in enumerate(sample.values())}
-    sources = {name: {"input_data_file": str(index)} for index, name in enumerate(sample)}
-    return _requests(sample, fields, sources), files
 
 
 def _requests(
@@ -96,19 +99,6 @@ def _requests(
     preferred = (fields["dynamic_batching"] or {}).get("preferred_batch_size", [])
     sizes = sorted({1, largest, *preferred} - {0})
     return [{"name": f"batch of {size}", "batch_size": size, "inputs": inputs} for size in sizes]
-
-
-def _first_sample(payload: Payload, source: str) -> "Feeds":
-    from qgraph.data import open_data
-    from qgraph.interface import raw_images
-    from qgraph.kv_cache import cache_axes_of
-    from qgraph.runnable import image_options, runnable
-
-    run = runnable(payload.artifact.path)
-    images = raw_images(run.io) or image_options(run, None)
-    caches = cache_axes_of(run.model, payload.inputs)
-    data = open_data(source, payload.inputs, images=images, caches=caches, samples=1)
-    return dict(next(iter(data)))
 
 
 def _raw(x: "Array") -> bytes:

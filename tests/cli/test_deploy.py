@@ -73,7 +73,7 @@ def test_a_failed_artifact(invoke, tmp_path, cwd):
         (["repo", "--to", "triton", "--gpus", "-1"], 2, "is no list of numbers"),
         (["repo", "--to", "triton", "--version", "0"], 2, "--version"),
         (["repo", "--to", "triton", "--backend", "tensorrt"], 1, "has no engine.plan"),
-        (["repo", "--to", "triton", "--warm-up", "none.npz"], 1, "none.npz"),
+        (["repo", "--to", "triton", "--data", "none.npz"], 1, "none.npz"),
     ],
 )
 def test_wrong_options(invoke, artifact, cwd, words, code, line):

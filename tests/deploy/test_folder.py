@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from qgraph.artifact import Artifact
 from qgraph.deploy import deploy
-from qgraph.errors import ArtifactError, ModelError, UsageError
+from qgraph.errors import ArtifactError, EngineError, ModelError, UsageError
 from qgraph.runtime import backend
 
 # Runs the script as its user does, with all that it must not need made impossible to import.
@@ -174,7 +174,28 @@ def test_without_an_example_the_script_wants_inputs(tmp_path) -> None:
     done = deploy(artifact, "folder", tmp_path / "out")
     assert "example.npz" not in tree(done.folder)
     assert "python run.py inputs.npz" in (done.folder / "README.md").read_text()
-    assert done.remarks.notes == ["no inputs were found that the model takes"]
+    assert done.remarks.notes == ["no inputs were found that the model takes; --data D gives some"]
+
+
+def test_the_example_may_be_a_sample(tmp_path) -> None:
+    proto = model(
+        "m (int64[2] x) => (float[N,M] y) { y = Reshape(w, x) }",
+        {"w": np.arange(12, dtype=np.float32)},
+    )
+    artifact = write_artifact(tmp_path / "a", proto)
+    np.savez(tmp_path / "d.npz", x=np.array([[3, 4], [5, 5]]))
+    done, _ = check(artifact, tmp_path / "out", data=str(tmp_path / "d.npz"))
+    assert np.load(done.folder / "example.npz")["x"].tolist() == [3, 4]
+    assert "`example.npz` holds a sample." in (done.folder / "README.md").read_text()
+    np.savez(tmp_path / "bad.npz", x=np.array([[5, 5]]))
+    with pytest.raises(EngineError, match="failed while running"):
+        deploy(artifact, "folder", tmp_path / "out2", data=str(tmp_path / "bad.npz"))
+
+
+def test_threads_go_into_the_script(tmp_path) -> None:
+    artifact = write_artifact(tmp_path / "a", linear(), options={"threads": 3})
+    text = (deploy(artifact, "folder", tmp_path / "out").folder / "run.py").read_text()
+    assert "THREADS = 3" in text and "intra_op_num_threads = THREADS" in text
 
 
 def test_it_replaces_itself_and_nothing_else(artifact, tmp_path) -> None:

@@ -211,7 +211,7 @@ def test_external_data_comes_along(tmp_path, parsed) -> None:
 def test_warming_up_with_data(artifact, tmp_path, parsed) -> None:
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
     np.savez(tmp_path / "d.npz", x=x)
-    done, config = serve(artifact, tmp_path / "repo", parsed, warm_up=str(tmp_path / "d.npz"))
+    done, config = serve(artifact, tmp_path / "repo", parsed, data=str(tmp_path / "d.npz"))
     value = config.model_warmup[1].inputs["x"]
     assert list(value.dims) == [4] and config.model_warmup[1].batch_size == 8
     assert (done.folder / "warmup" / value.input_data_file).read_bytes() == x[0].tobytes()
@@ -220,7 +220,7 @@ def test_warming_up_with_data(artifact, tmp_path, parsed) -> None:
 def test_warming_up_with_strings(tmp_path, parsed) -> None:
     artifact = write_artifact(tmp_path / "a", identity(["N", 2], TensorProto.STRING))
     np.savez(tmp_path / "d.npz", x=np.array([["ab", "é"]]))
-    done = deploy(artifact, "triton", tmp_path / "repo", warm_up=str(tmp_path / "d.npz"))
+    done = deploy(artifact, "triton", tmp_path / "repo", data=str(tmp_path / "d.npz"))
     raw = (done.folder / "warmup" / "0").read_bytes()
     assert raw == b"\x02\0\0\0ab" + b"\x02\0\0\0" + "é".encode()
 
@@ -228,7 +228,7 @@ def test_warming_up_with_strings(tmp_path, parsed) -> None:
 def test_no_warm_up(artifact, tmp_path, parsed) -> None:
     assert not serve(artifact, tmp_path / "repo", parsed, warm_up="none")[1].model_warmup
     with pytest.raises(DataError):
-        deploy(artifact, "triton", tmp_path / "repo", name="b", warm_up=str(tmp_path / "no.npz"))
+        deploy(artifact, "triton", tmp_path / "repo", name="b", data=str(tmp_path / "no.npz"))
 
 
 def test_a_model_that_takes_no_zeros_is_not_warmed_up_with_them(tmp_path, parsed) -> None:
@@ -483,6 +483,8 @@ def test_a_full_disk_leaves_nothing_behind(artifact, tmp_path, monkeypatch, firs
             for text in ("newest", "latest:0", "latest:x", "specific", "specific:1,,2", "all:1")
         ),
         ({"shape": ("x:1x4",)}, "--shape is not for triton"),
+        ({"warm_up": "sample"}, "--warm-up sample needs data"),
+        ({"warm_up": "d.npz"}, "--warm-up 'd.npz' is none"),
     ],
 )
 def test_options_that_do_not_fit(artifact, tmp_path, options, line) -> None:
