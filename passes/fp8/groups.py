@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
@@ -36,6 +37,7 @@ class Wishes:
 
     Attributes:
         exclude: Globs of node names and operators that stay in float.
+        leave: Globs of names of products that do.
         head: Whether products that make a graph output are among them.
         least: Weights with fewer elements stay in float.
         batch: Rows multiplied at a time where the shapes do not say it; None for unknown.
@@ -44,6 +46,7 @@ class Wishes:
     """
 
     exclude: Sequence[str]
+    leave: Sequence[str]
     head: bool
     least: int
     batch: int | None
@@ -84,6 +87,9 @@ def _refusal(
     graph: Graph, node: Node, layer: Layer, rules: Float8Rules, wishes: Wishes
 ) -> str | None:
     data = node.inputs[0]
+    for pattern in wishes.leave:
+        if fnmatchcase(node.name or "", pattern):
+            return f"left out by fp8.leave={pattern!r}"
     if len(layer.shape) != 2:
         return "a stack of experts' weights has no float8 kernel"
     if data is None or (graph.rank(data) or 0) < 2:

@@ -65,6 +65,8 @@ class Fp8(Pass):
         batch: Rows multiplied at a time (sequences times tokens), where shapes are dynamic.
         costs: Leave products in float that the measured times say are faster so.
         head: Products that make a graph output too.
+        leave: Globs of names of products that stay in the target's float type. (`exclude` leaves
+            nodes in float32.)
         min_elements: Smaller weights stay in float.
         headroom: How many times larger than on the calibration data activations may get before
             they are clipped.
@@ -74,6 +76,7 @@ class Fp8(Pass):
     batch: Annotated[int, Field(ge=1)] | None = None
     costs: bool = True
     head: bool = False
+    leave: tuple[str, ...] = ()
     min_elements: Annotated[int, Field(ge=1)] = 4096
     headroom: Annotated[float, Field(ge=1)] = 2.0
     tolerance: Annotated[float, Field(ge=0)] = 0.1
@@ -101,7 +104,13 @@ class Fp8(Pass):
         report = PassReport()
         against = context.target.float_type or "fp32"
         wishes = Wishes(
-            context.exclude, self.head, self.min_elements, self.batch, self.costs, against
+            context.exclude,
+            self.leave,
+            self.head,
+            self.min_elements,
+            self.batch,
+            self.costs,
+            against,
         )
         groups, refused = find_groups(graph, rules, wishes)
         if graph.opset < _SINCE and groups:
@@ -125,6 +134,16 @@ class Fp8(Pass):
                 report.did(
                     f"{name}: input {how}, weight scale {weight.scale:g}, "
                     f"its relative squared error {weight.loss:.2g}"
+                )
+                report.layers.append(
+                    {
+                        "name": name,
+                        "type": DTYPE,
+                        "input": how,
+                        "input_scale": scale,
+                        "weight_scale": weight.scale,
+                        "error": weight.loss,
+                    }
                 )
             context.progress("rounding to float8", done + 1, len(groups))
         if groups and self.costs and rules.costs:
