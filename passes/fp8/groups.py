@@ -19,16 +19,11 @@ class Group:
 
     Attributes:
         data: The value.
-        products: Nodes, each with the layer that has its weight.
+        nodes: The products, in graph order.
     """
 
     data: Value
-    products: list[tuple[Node, Layer]]
-
-    @property
-    def nodes(self) -> list[Node]:
-        """The products' nodes."""
-        return [node for node, _ in self.products]
+    nodes: list[Node]
 
 
 @dataclass(frozen=True)
@@ -63,16 +58,18 @@ def find_groups(
         Groups in graph order; and of all other linear nodes why they stay in float, by name.
     """
     layers, refused = find_layers(graph, exclude=wishes.exclude, head=True, least=wishes.least)
+    by_node = {node: layer for layer in layers for node in layer.nodes}
     groups: dict[Value, Group] = {}
-    for layer in layers:
-        for node in layer.nodes:
-            reason = _refusal(graph, node, layer, rules, wishes)
-            if reason is not None:
-                refused[node.name or ""] = reason
-                continue
-            data = node.inputs[0]
-            assert data is not None
-            groups.setdefault(data, Group(data, [])).products.append((node, layer))
+    for node in graph.nodes():
+        if node not in by_node:
+            continue
+        reason = _refusal(graph, node, by_node[node], rules, wishes)
+        if reason is not None:
+            refused[node.name or ""] = reason
+            continue
+        data = node.inputs[0]
+        assert data is not None
+        groups.setdefault(data, Group(data, [])).nodes.append(node)
     return list(groups.values()), refused
 
 

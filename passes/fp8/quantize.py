@@ -197,7 +197,7 @@ def _divide_input(graph: Graph, group: Group, scale: float) -> str:
 
 def _undecided(graph: Graph, groups: Sequence[Group], batch: int | None) -> list[str]:
     """Say where measured times had no say."""
-    count = sum(len(g.products) for g in groups if rows_of(graph, g.data, batch) is None)
+    count = sum(len(g.nodes) for g in groups if rows_of(graph, g.data, batch) is None)
     if not count:
         return []
     return [f"{count} products have an unknown number of rows: --batch lets measured times decide"]

@@ -56,7 +56,7 @@ def write_group(
         value, name = node.inputs[1], node.name or ""
         assert value is not None
         if (value, scale) not in weights:
-            weights[value, scale] = _rounded(graph, node, value, scale)
+            weights[value, scale] = _rounded(graph, value, scale)
         found[name] = weights[value, scale]
         inputs = [back, found[name].value]
         hint = f"{name}_float8"
@@ -80,7 +80,7 @@ def _cast(graph: Graph, before: Node, value: Value, to: ir.DataType, role: str) 
     return made.outputs[0]
 
 
-def _rounded(graph: Graph, node: Node, value: Value, scale: float) -> Rounded:
+def _rounded(graph: Graph, value: Value, scale: float) -> Rounded:
     """Add a weight's codes [N, K] and what makes floats of them, times the input's scale."""
     matrix = constant(graph, value)
     assert matrix is not None
@@ -90,6 +90,8 @@ def _rounded(graph: Graph, node: Node, value: Value, scale: float) -> Rounded:
     def codes_of(array: NDArray[Any]) -> NDArray[Any]:
         return np.ascontiguousarray(quantize(array.T, taken))
 
+    # Products anywhere may share the weight.
+    front = next(iter(graph.main))
     name = value.name or "weight"
     codes = derived(
         graph,
@@ -101,11 +103,11 @@ def _rounded(graph: Graph, node: Node, value: Value, scale: float) -> Rounded:
     )
     both = np.array(float(taken.scale) * scale, np.float32)
     inputs = [codes, graph.constant(f"{name}_float8_scale", both)]
-    dequantized = graph.insert("DequantizeLinear", inputs, before=node, name=f"{name}_dequantized")
+    dequantized = graph.insert("DequantizeLinear", inputs, before=front, name=f"{name}_dequantized")
     made = graph.insert(
         "Transpose",
         [dequantized.outputs[0]],
-        before=node,
+        before=front,
         attributes={"perm": [1, 0]},
         like=value,
         name=f"{name}_transposed",

@@ -152,6 +152,20 @@ def test_a_weight_that_is_divided_is_rounded_after_that():
     )
 
 
+def test_shared_weights_and_inputs_in_any_order():
+    """The weight's first reader stands before, its second behind a product that reads the same."""
+    body = """a = MatMul(x, s)  n = Sigmoid(a)  m = MatMul(n, t)  e = MatMul(n, s)
+        f = MatMul(x, t)  i = Add(m, e)  r = Add(i, f)"""
+    arrays = {"s": rand(K, K, seed=7, size=0.2), "t": rand(K, K, seed=8, size=0.2)}
+    proto = net(body, width=K, **arrays)
+    out, report, _ = run(proto)
+    assert report.changed == 4
+    assert operators(out)["Cast"] == 4 and operators(out)["DequantizeLinear"] == 2
+    (feeds,) = samples(1)
+    exact, got = run_reference(proto, feeds)["y"], run_reference(out, feeds)["y"]
+    assert np.linalg.norm(got - exact) < 0.05 * np.linalg.norm(exact)
+
+
 REFUSED = {
     "no multiple": ("[a] r = MatMul(x, odd)", {"width": 40}, {}, "[32, 40] are no multiples of 16"),
     "small": ("[a] r = MatMul(x, w)", {}, {"min_elements": 5000}, "fewer than 5000 elements"),
@@ -181,6 +195,20 @@ def test_excluded_nodes_stay():
     proto = net("[a1] h = MatMul(x, w) [b1] r = MatMul(h, u)", width=K)
     _, reports, _ = apply([InferShapes(), Fp8(**SMALL)], proto, context)
     assert reports[-1].changed == 1 and refusals(reports[-1])["a1"] == "excluded by 'a*'"
+
+
+def test_products_that_are_left_out():
+    proto = net("[a1] h = MatMul(x, w) [b1] r = MatMul(h, u)", width=K)
+    _, report, graph = run(proto, leave=("*1",))
+    assert report.changed == 0 and "fp8.leave='*1'" in refusals(report)["b1"]
+    assert graph.facts.plan.nodes["a1"][0] == "float"
+
+
+def test_the_report_has_every_product():
+    _, report, _ = run(net("[a] h = MatMul(x, w) [b] r = MatMul(h, u)", width=K))
+    first, second = report.layers
+    assert (first["name"], first["input"], first["input_scale"]) == ("a", "a cast alone", 1.0)
+    assert first["weight_scale"] == scale_of(ARRAYS["w"]) and 0 < second["error"] < 2e-3
 
 
 def test_without_data_or_kernel():
