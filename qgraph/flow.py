@@ -102,7 +102,8 @@ def _with_io(names: tuple[str, ...], options: Options) -> tuple[str, ...]:
     wanted = QuantizeIO.with_options(options.get(QuantizeIO.name, {}))
     if not (isinstance(wanted, QuantizeIO) and wanted.active):
         return names
-    first = ("fold_images",) if "insert_qdq" in names and wanted.inputs != "float" else ()
+    integers = "insert_qdq" in names and "half" not in names
+    first = ("fold_images",) if integers and wanted.inputs != "float" else ()
     return (*first, *names, QuantizeIO.name)
 
 

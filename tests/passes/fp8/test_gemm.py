@@ -11,6 +11,7 @@ from llamas import TINY, random_weights
 import qgraph
 from models.zoo.llama_onnx import build
 from qgraph.artifact import MODEL
+from qgraph.commands.options import with_weights
 from qgraph.context import Context
 from qgraph.errors import DataError, UsageError
 from qgraph.flow import kernel_passes, quantizing_passes
@@ -196,6 +197,26 @@ def build_proto():
     return onnx_io.to_proto(Graph(build(TINY, random_weights())))
 
 
+def test_inputs_in_integers(tmp_path):
+    """Codes of the input's own come in front: those of the model are none that one could feed."""
+    text = """g (float[4,32] x) => (float[4,32] y) { [a] m = MatMul(x, w) [b] n = MatMul(m, v)
+        y = Neg(n) }"""
+    proto = model(text, {"w": rand(32, 32), "v": rand(32, 32, seed=1)})
+    artifact = qgraph.compile(
+        proto,
+        output=tmp_path / "o",
+        target="cuda",
+        precision="fp8",
+        data=[{"x": rand(4, 32, seed=seed, size=1.0)} for seed in range(8)],
+        io="uint8",
+        settings=SETTINGS,
+    )
+    assert artifact.manifest.nodes["fp8"] == 2
+    assert artifact.manifest.accuracy.outputs[0]["sqnr_db"] > 20
+    out = onnx.load(artifact.path / MODEL)
+    assert out.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
 def test_which_passes_run():
     cuda, trt = target("cuda"), target("tensorrt")
     names = [each.name for each in quantizing_passes("fp8", {}, cuda)]
@@ -203,6 +224,11 @@ def test_which_passes_run():
     assert [each.name for each in kernel_passes("fp8", {}, cuda)] == ["gemm_float8"]
     assert "insert_qdq" in [each.name for each in quantizing_passes("fp8", {}, trt)]
     assert kernel_passes("fp8", {}, trt) == kernel_passes("int4", {}, cuda) == []
+
+
+def test_the_batch_on_the_command_line():
+    settings, precision = with_weights([], "fp8", None, None, None, 64)
+    assert "fp8.batch=64" in settings and precision == "fp8"
 
 
 def test_fp8_needs_data_and_a_target_that_has_it(tmp_path):
