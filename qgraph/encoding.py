@@ -36,6 +36,10 @@ FLOATS: dict[str, tuple[float, np.dtype]] = {
     "float8e4m3fn": (448.0, np.dtype(ml_dtypes.float8_e4m3fn)),
 }
 
+# The smallest scale of such codes, float16's smallest normal number: models that compute in float16
+# keep scales in it. Codes get smaller instead, which costs no digit down to 2^-6.
+SMALLEST_FLOAT_SCALE = 2.0**-14
+
 # The smallest scale an encoding may have. Below float32's smallest normal number engines flush
 # to zero, and x / scale becomes infinite.
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
@@ -165,9 +169,9 @@ def encode_range(
 
 
 def _float_encoding(bound: NDArray[np.float64], dtype: str) -> Encoding:
-    """Map magnitudes up to `bound` to all of a floating-point type's codes."""
+    """Map magnitudes up to `bound`, unless they are tiny, to all of a floating-point type's codes."""
     largest = FLOATS[dtype][0]
-    scale = np.where(bound > 0, np.maximum(bound / largest, SMALLEST_SCALE), 1.0)
+    scale = np.where(bound > 0, np.maximum(bound / largest, SMALLEST_FLOAT_SCALE), 1.0)
     # The largest code must stay finite, as it might not with a scale that is rounded up.
     finite = np.nextafter(np.float32(LARGEST_FLOAT / largest), np.float32(0))
     scale32 = np.minimum(scale.astype(np.float32), finite)
