@@ -37,7 +37,7 @@ def test_every_part_runs_and_writes_what_it_measured(tmp_path):
     }
     assert variants["fp16"]["error"] < 2e-3 < variants["fp8 all"]["error"] < 0.1
     assert all(us > 0 for each in variants.values() for us in each["plain_us"].values())
-    assert variants["fp8 all"]["profile"]["Cast"] > 0
+    assert variants["fp8 all"]["profile"]["Cast, CPU"] > 0
     assert set(report["best"]) == {"2 x 8", "1 x 16"}
     table = CostTable.model_validate_json((tmp_path / "costs.json").read_text())
     assert table.ratio("fp8", "fp16", 64, 96, 8, 0) is not None

@@ -35,7 +35,7 @@ def product_error(device: Device, dtype: str, shape: tuple[int, int, int]) -> fl
     codes = (32 * rng.standard_normal((width, depth))).astype(ml_dtypes.float8_e4m3fn)
     scales = {"sa": 0.25, "sb": 2.0**-6}
     session = open_session(
-        _product(device, dtype, codes, scales), device, optimise=False, graphs=False
+        _product(device, dtype, codes, scales), device, optimise=False, graphs=False, alone=True
     )
     rounded = x.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
     want = rounded @ codes.astype(np.float64).T * (scales["sa"] * scales["sb"])
@@ -50,7 +50,7 @@ def cast_mismatches(device: Device) -> int:
         helper.make_node("Cast", ["c"], ["y"], to=TensorProto.FLOAT16),
     ]
     model = _model(nodes, "M", TensorProto.FLOAT16, ["M"], ["M"], [])
-    session = open_session(model, device, optimise=False, graphs=False)
+    session = open_session(model, device, optimise=False, graphs=False, alone=True)
     x = np.arange(65536, dtype=np.uint16).view(np.float16)
     x = x[np.isfinite(x)]
     clipped = np.clip(x.astype(np.float32), -448, 448)

@@ -24,7 +24,7 @@ RUNS = 3
 
 
 def by_operator(path: Path, device: Device, shape: tuple[int, int, int]) -> dict[str, float]:
-    """Return microseconds of a run by operator, the longest first, from a process of its own."""
+    """Return microseconds of a run by operator and provider, longest first, from another process."""
     command = [sys.executable, "-m", "benchmarks.fp8.profiling", str(path), *map(str, shape)]
     done = subprocess.run(
         [*command, device.name],
@@ -58,14 +58,15 @@ def _profile(path: str, shape: tuple[int, ...], device: Device) -> dict[str, flo
 
 
 def _sums(events: list[dict]) -> dict[str, float]:
-    """Sum up the last runs' kernels by operator."""
+    """Sum up the last runs' kernels by operator and provider."""
     nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     runs = sorted(e["ts"] for e in events if e.get("name") == "model_run")
     first = runs[-RUNS] if len(runs) >= RUNS else 0
     total: defaultdict[str, float] = defaultdict(float)
     for event in nodes:
         if event["ts"] >= first:
-            total[event["args"].get("op_name", "?")] += event["dur"] / RUNS
+            where = event["args"].get("provider", "").removesuffix("ExecutionProvider")
+            total[f"{event['args'].get('op_name', '?')}, {where}"] += event["dur"] / RUNS
     return {op: round(us, 1) for op, us in sorted(total.items(), key=lambda pair: -pair[1])}
 
 
