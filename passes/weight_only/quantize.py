@@ -109,7 +109,7 @@ class WeightOnly(Pass):
     scaling: bool = True
     clip: Literal["squared", "gptq", "none"] = "squared"
     order: bool = True
-    damping: Annotated[float, Field(ge=0)] = 0.01
+    damping: Annotated[float, Field(ge=0)] = 0.05
     sweeps: Annotated[int, Field(ge=0)] = 0
     refit: bool = False
     threshold: Annotated[float, Field(gt=0)] = 6.0
