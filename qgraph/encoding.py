@@ -225,7 +225,7 @@ def expand(
     for axis, length in enumerate(block):
         if length > 1:
             values = np.repeat(values, length, axis=axis)
-            values = np.take(values, np.arange(shape[axis]), axis=axis)
+            values = values[(slice(None),) * axis + (slice(shape[axis]),)]
     return values
 
 
@@ -259,5 +259,8 @@ def dequantize(codes: NDArray[np.generic], encoding: Encoding) -> NDArray[np.flo
         values: NDArray[np.float32] = codes.astype(np.float32) * scale
         return values
     zero = expand(encoding.zero_point, encoding.block, codes.shape)
-    result: NDArray[np.float32] = (codes.astype(np.int64) - zero).astype(np.float32) * scale
+    # Short codes differ from their zero points by less than 2^24, which float32 holds exactly.
+    whole = np.int64 if codes.dtype.itemsize > 2 else np.float32
+    steps = codes.astype(whole) - zero.astype(whole, copy=False)
+    result: NDArray[np.float32] = steps.astype(np.float32, copy=False) * scale
     return result

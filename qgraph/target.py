@@ -65,6 +65,8 @@ class WeightOnlyRules:
         symmetric: Whether zero points must be in the middle.
         negative_scales: Whether scales may be below 0, which gives symmetric codes a choice.
         whole_blocks: Whether a column's last group must be as long as the others.
+        accuracy_level: What MatMulNBits computes in where the recipe does not say: 0 floats, 4 data
+            rounded to int8.
         source: Where the rules come from.
     """
 
@@ -74,6 +76,7 @@ class WeightOnlyRules:
     symmetric: bool = False
     negative_scales: bool = True
     whole_blocks: bool = False
+    accuracy_level: int = 0
     source: str = ""
 
     def forms_for(self, kind: str, bits: int | None = None) -> tuple[str, ...]:
