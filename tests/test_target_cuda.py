@@ -159,7 +159,7 @@ def test_integers_are_refused_with_the_reason(precision, tmp_path):
         qgraph.compile(linear(), output=tmp_path / "o", target="cuda", precision=precision)
     line = str(caught.value)
     assert line.startswith(f"target 'cuda' has no {precision}: onnxruntime's CUDA provider has no")
-    assert line.endswith("choose one of: fp32, fp16, int4, int8-weights")
+    assert line.endswith("choose one of: fp32, fp16, fp8, int4, int8-weights")
 
 
 def test_compile_to_int4(tmp_path):

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs through onnxruntime's CUDA provider: fp16, and weights in few bits.
+"""NVIDIA GPUs through onnxruntime's CUDA provider: fp16, fp8, and weights in few bits.
 
 Integers are not among its precisions: the provider has no kernels for QLinear operators, so it runs
 Q/DQ models in float, with the conversions on top. Nor is bfloat16: of what ONNX allows in it, the
@@ -6,7 +6,7 @@ provider lacks two dozen operators, Pad and most kinds of pooling among them.
 """
 
 from qgraph.encoding import Spec
-from qgraph.target import Target, WeightOnlyRules
+from qgraph.target import Float8Rules, Target, WeightOnlyRules
 
 _SLOW_INT8 = (
     "onnxruntime's CUDA provider has no integer kernels and takes 2 to 6 times as long as in fp16"
@@ -14,9 +14,9 @@ _SLOW_INT8 = (
 
 CUDA = Target(
     name="cuda",
-    summary="NVIDIA GPU: onnxruntime's CUDA provider, fp16 or weights in 4 or 8 bits",
+    summary="NVIDIA GPU: onnxruntime's CUDA provider, fp16, fp8, weights in 4 or 8 bits",
     engines=("onnxruntime-cuda",),
-    precisions=("fp32", "fp16", "int4", "int8-weights"),
+    precisions=("fp32", "fp16", "fp8", "int4", "int8-weights"),
     default_precision="fp16",
     # No precision of it quantizes activations; there are no rules either.
     activation=Spec("int8", symmetric=True),
@@ -38,5 +38,11 @@ CUDA = Target(
         source="onnxruntime: contrib_ops/cuda/quantization/matmul_nbits.cc",
     ),
     costs="h100",
+    # Compute capability 8.9 and newer. cuBLAS wants rows of 16 bytes.
+    float8=Float8Rules(
+        kernel="gemm_float8",
+        costs="h100-fp8",
+        source="onnxruntime: contrib_ops/cuda/math/gemm_float8.cu",
+    ),
     refused={"int8": _SLOW_INT8, "int8-dynamic": _SLOW_INT8},
 )
