@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from harness import model
+from onnx import TensorProto, helper
 
 from qgraph.artifact import MANIFEST, MODEL
 from qgraph.file_hashes import file_records
@@ -15,6 +16,16 @@ def linear(shape: str = "N,4", out: str = "N,3") -> onnx.ModelProto:
     """Return a matrix product of x [shape] that gives y [out]."""
     weight = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
     return model(f"m (float[{shape}] x) => (float[{out}] y) {{ y = MatMul(x, w) }}", {"w": weight})
+
+
+def identity(
+    shape: list, kind: int = TensorProto.FLOAT, out: list | None = None
+) -> onnx.ModelProto:
+    """Return y [out, or shape] = x [shape] of any type."""
+    x = helper.make_tensor_value_info("x", kind, shape)
+    y = helper.make_tensor_value_info("y", kind, shape if out is None else out)
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 def write_artifact(

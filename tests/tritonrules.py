@@ -8,6 +8,9 @@ github.com/triton-inference-server/core, `ValidateInputs`, `ValidateOutputs` and
 from math import prod
 
 import numpy as np
+import onnxruntime
+
+from qgraph.deploy import deploy
 
 NUMPY = {
     "TYPE_BOOL": "bool",
@@ -97,3 +100,32 @@ def warm(config, session):
             )
         session.run(None, feeds)
     return len(config.model_warmup)
+
+
+def session(place, version=1):
+    """Open a version of a deployed model."""
+    return onnxruntime.InferenceSession(
+        str(place / str(version) / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+
+
+def serve(artifact, folder, parsed, **options):
+    """Deploy, and hold the configuration against every rule that is known."""
+    done = deploy(artifact, "triton", folder, **options)
+    config = parsed(done.folder)
+    check_core(config, done.folder)
+    opened = session(done.folder)
+    check_onnxruntime(config, opened)
+    warm(config, opened)
+    return done, config
+
+
+def parameters(config):
+    """Read the parameters of the backend."""
+    return {key: value.string_value for key, value in config.parameters.items()}
+
+
+def accelerators(config):
+    """Read onnxruntime's providers on a GPU, in order."""
+    found = config.optimization.execution_accelerators.gpu_execution_accelerator
+    return {each.name: dict(each.parameters) for each in found}
