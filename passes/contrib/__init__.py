@@ -1,0 +1,5 @@
+"""Operators that onnxruntime adds to ONNX's, in the order in which they are written: one a file."""
+
+CONTRIB: list[str] = [
+    "qgraph.passes.contrib.group_query_attention:GroupQueryAttention",
+]
