@@ -70,7 +70,24 @@ def quantizing_passes(precision: str, options: Options, target: Target | None = 
     merged = {**options}
     for name, values in implied.items():
         merged[name] = {**options.get(name, {}), **values}
-    return build(_with_io(names, options), merged)
+    names = _with_io(names, options)
+    lowered = _lowering(precision, options, target)
+    # Before `half`, which then decides about the operators that really run, and sees no masks.
+    ends = [names.index(name) for name in ("half", "quantize_io") if name in names]
+    end = min(ends, default=len(names))
+    return [*build(names[:end], merged), *lowered, *build(names[end:], merged)]
+
+
+def _lowering(precision: str, options: Options, target: Target | None) -> list[Pass]:
+    """Passes that write the operators that all of the target's engines add to ONNX's."""
+    from qgraph.passes.contrib.lowering import lowering
+
+    if target is None or target.contributed is None:
+        return []
+    float_type = precision if precision in ("fp16", "bf16") else target.float_type
+    if precision == "fp32" or not float_type:
+        float_type = "fp32"
+    return lowering(target.contributed, float_type, options)
 
 
 def _with_io(names: tuple[str, ...], options: Options) -> tuple[str, ...]:

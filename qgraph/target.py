@@ -7,6 +7,7 @@ from typing import Literal
 from qgraph.encoding import Spec
 from qgraph.errors import UsageError, unknown_name
 from qgraph.registry import by_name, pick
+from qgraph.targets.contrib import Contributed
 
 Role = Literal["activation", "weight", "bias", "other"]
 
@@ -147,6 +148,8 @@ class Target:
         memory: Bytes of model beyond which it slows down or fails; None for no limit.
         weight_only: Which weights in few bits it multiplies float activations by.
         float_type: What else those models compute in: `fp16`, `bf16`, or empty for their own type.
+        contributed: What all of its engines execute beside ONNX's operators; every compile for it
+            is written with them.
         costs: Name of the measured times of its products; see `qgraph.costs`.
         refused: Why it lacks precisions that one might expect of it.
         settings: By precision, `pass.option=value` lines that suit it better than what the recipes
@@ -177,6 +180,7 @@ class Target:
     memory: int | None = None
     weight_only: WeightOnlyRules = WeightOnlyRules()
     float_type: Literal["", "fp16", "bf16"] = ""
+    contributed: Contributed | None = None
     costs: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

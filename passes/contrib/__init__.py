@@ -2,4 +2,6 @@
 
 CONTRIB: list[str] = [
     "qgraph.passes.contrib.group_query_attention:GroupQueryAttention",
+    "qgraph.passes.contrib.skip_layernorm:SkipLayerNorm",
+    "qgraph.passes.contrib.skip_rmsnorm:SkipRMSNorm",
 ]

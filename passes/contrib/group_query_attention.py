@@ -9,12 +9,12 @@ import onnx_ir as ir
 from qgraph.graph import Graph, Node, Value
 from qgraph.passes.contrib._attention import Core, core, joined, pattern, unshared
 from qgraph.passes.contrib._causal import Length, Lengths, causal_lengths
+from qgraph.passes.contrib._contributed import DOMAIN, Contributed
 from qgraph.passes.contrib._lengths import dynamic_axes
 from qgraph.passes.contrib._rotary import Rotation, Table, rotation, table
 from qgraph.pattern import Match, Pattern
-from qgraph.pipeline import Fusion, Reject
+from qgraph.pipeline import Reject
 
-DOMAIN = "com.microsoft"
 _TIME = 2  # axis of a cache [batch, heads, length, size]
 
 
@@ -41,7 +41,7 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class GroupQueryAttention(Fusion):
+class GroupQueryAttention(Contributed):
     """com.microsoft.GroupQueryAttention from causal attention.
 
     Before:
@@ -87,6 +87,7 @@ class GroupQueryAttention(Fusion):
         presents: Whether the operator has outputs for the cache even where nobody reads them.
             onnxruntime's CUDA kernel writes them always; its CPU kernel takes half the time without
             them.
+        exclude: Globs of node names and operators that are left alone.
     """
 
     presents: bool = True
@@ -95,7 +96,7 @@ class GroupQueryAttention(Fusion):
     writes: ClassVar[str] = "GroupQueryAttention"
     pattern: ClassVar[Pattern] = pattern()
 
-    def rewrite(self, graph: Graph, m: Match) -> Value | Reject | None:
+    def lowered(self, graph: Graph, m: Match) -> Value | Reject | None:
         """Write one GroupQueryAttention."""
         plan = _plan(graph, m)
         return plan if isinstance(plan, Reject) else _write(graph, plan, m.root, self.presents)
@@ -119,6 +120,8 @@ def _plan(graph: Graph, m: Match) -> _Plan | Reject:
     if found.split and key.past is not None:
         return Reject("its cache has another layout")
     reason = _mismatch(graph, key, value, lengths)
+    if reason is None and not all(_leads_here(m, each) for each in (key, value)):
+        reason = "its cache is read by more than it"
     if reason is not None:
         return Reject(reason)
     axis = 2 if found.split else 1
@@ -155,11 +158,30 @@ def _mismatch(graph: Graph, key: _Grown, value: _Grown, lengths: Lengths) -> str
     return None
 
 
+def _leads_here(m: Match, grown: _Grown) -> bool:
+    """Whether a cache is read by this attention alone, which will write it later than now."""
+    value = grown.all
+    while grown.past is not None:
+        readers = set(m.graph.readers(value))
+        if len(readers) != 1 or (value is not grown.all and value.is_graph_output()):
+            return False
+        (reader,) = readers
+        if reader in m.nodes:
+            return True
+        value = reader.outputs[0]
+    return True
+
+
 def _is_length(graph: Graph, dim: int | str | None, length: Length) -> bool:
+    return dim is not None and dim == _dim(graph, length)
+
+
+def _dim(graph: Graph, length: Length) -> int | str | None:
+    """Return a length as shapes say it."""
     if isinstance(length, int):
-        return dim == length
+        return length
     value, axis = length
-    return isinstance(dim, str) and dim == (graph.shape(value) or ())[axis]
+    return (graph.shape(value) or ())[axis]
 
 
 def _rotary(
@@ -206,6 +228,8 @@ def _write(graph: Graph, plan: _Plan, root: Node, presents: bool) -> Value:
         domain=DOMAIN,
         like=root.outputs[0],
     )
+    batch, queries = (graph.shape(data[0]) or (None,))[0], _dim(graph, plan.lengths.queries)
+    node.outputs[0].shape = ir.Shape([batch, queries, plan.core.width])
     for new, old in zip(node.outputs[1:], (plan.key.all, plan.value.all), strict=False):
         new.type = old.type
         if plan.key.past is not None:

@@ -5,7 +5,6 @@ from typing import Any
 
 from qgraph.context import Context
 from qgraph.graph import Graph
-from qgraph.passes.cleanup.drop_dead import DropDead
 from qgraph.passes.cleanup.merge_equal import MergeEqual
 from qgraph.passes.contrib import CONTRIB
 from qgraph.pipeline import Hook, Pass, Pipeline, Stage
@@ -31,7 +30,7 @@ def lowering(
         for name, each in by_name(CONTRIB).items()
         if each.writes in operators
     ]
-    return [*passes, MergeEqual(), DropDead()] if passes else []
+    return [*passes, MergeEqual()] if passes else []
 
 
 def lower(

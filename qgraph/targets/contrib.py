@@ -22,16 +22,18 @@ class Contributed:
 
 NOTHING = Contributed()
 
+_NORMS = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
+
 # In bfloat16 it has few kernels, in float16 it computes little but attention.
 ONNXRUNTIME_CPU = Contributed(
-    {"fp32": frozenset({"GroupQueryAttention"})},
+    {"fp32": frozenset({"GroupQueryAttention"}) | _NORMS},
     options={"group_query_attention": {"presents": False}},
     source="the kernel registry of onnxruntime 1.32",
 )
 
-_CUDA_HALF = frozenset({"GroupQueryAttention"})
+_CUDA_HALF = frozenset({"GroupQueryAttention"}) | _NORMS
 ONNXRUNTIME_CUDA = Contributed(
-    {"fp16": _CUDA_HALF, "bf16": _CUDA_HALF},
+    {"fp32": _NORMS, "fp16": _CUDA_HALF, "bf16": _CUDA_HALF},
     source="onnxruntime: docs/OperatorKernels.md, CUDAExecutionProvider, as of 2026",
 )
 
