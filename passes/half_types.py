@@ -48,6 +48,10 @@ CONTRIBUTED = {
         (True, True, True, True, True, False, False, True, True, False),
         (True, True, True),
     ),
+    ("com.microsoft", "MultiHeadAttention"): (
+        (True, True, True, True, False, True, True, True, False),
+        (True, True, True),
+    ),
     ("com.microsoft", "SkipLayerNormalization"): ((True,), (True, False, False, True)),
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): ((True,), (True, False, False, True)),
 }

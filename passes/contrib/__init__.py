@@ -2,6 +2,8 @@
 
 CONTRIB: list[str] = [
     "qgraph.passes.contrib.group_query_attention:GroupQueryAttention",
+    # What is causal has become the former by now.
+    "qgraph.passes.contrib.multi_head_attention:MultiHeadAttention",
     "qgraph.passes.contrib.skip_layernorm:SkipLayerNorm",
     "qgraph.passes.contrib.skip_rmsnorm:SkipRMSNorm",
 ]

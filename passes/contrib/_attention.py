@@ -155,6 +155,17 @@ def joined(graph: Graph, value: Value, width: int, before: Node, *, split: bool 
     return graph.insert("Reshape", [value, shape], before=before).outputs[0]
 
 
+def was_split(graph: Graph, value: Value, width: int, *, split: bool = False) -> bool:
+    """Whether `joined` has nothing to add."""
+    if not split:
+        turn = _made_by(graph, value, "Transpose")
+        if turn is None or not _swaps(graph, turn):
+            return False
+        value = _first(turn)
+    cut = _made_by(graph, value, "Reshape")
+    return cut is not None and _splits(graph, cut, width)
+
+
 def _swaps(graph: Graph, node: Node) -> bool:
     return tuple(graph.attribute(node, "perm") or ()) == _SWAP
 

@@ -1,12 +1,13 @@
 """Shapes behind operators that ONNX's shape inference does not know: what runs through a network.
 
-From the result of a contributed operator, whose shape its pass writes down, to the next one there
-are only products with weights, normalisations and elementwise operators.
+Between contributed operators there are only products with weights, normalisations and elementwise
+operators.
 """
 
 import onnx_ir as ir
 
 from qgraph.graph import Graph, Node, Value
+from qgraph.passes.contrib._contributed import DOMAIN
 
 Dims = tuple[int | str | None, ...]
 
@@ -17,6 +18,8 @@ _LIKE_FIRST = frozenset(
         *("Relu", "Sigmoid", "Softplus", "Sqrt", "Swish", "Tanh"),
     }
 )
+# Heads together are as wide in the result as in the queries.
+_ATTENTION = frozenset({"GroupQueryAttention", "MultiHeadAttention"})
 _ELEMENTWISE = frozenset({"Add", "Div", "Mul", "Sub"})
 _GENERATED = "unk__"  # symbols of onnx's shape inference, which mean nothing
 
@@ -44,6 +47,8 @@ def _result(graph: Graph, node: Node) -> Dims | None:
         return None
     if node.op_type == "MatMulNBits":
         return (*first[:-1], graph.attribute(node, "N"))
+    if node.op_type in _ATTENTION and node.domain == DOMAIN:
+        return first
     if not graph.is_standard(node):
         return None
     if node.op_type in _LIKE_FIRST:

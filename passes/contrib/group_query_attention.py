@@ -228,8 +228,6 @@ def _write(graph: Graph, plan: _Plan, root: Node, presents: bool) -> Value:
         domain=DOMAIN,
         like=root.outputs[0],
     )
-    batch, queries = (graph.shape(data[0]) or (None,))[0], _dim(graph, plan.lengths.queries)
-    node.outputs[0].shape = ir.Shape([batch, queries, plan.core.width])
     for new, old in zip(node.outputs[1:], (plan.key.all, plan.value.all), strict=False):
         new.type = old.type
         if plan.key.past is not None:

@@ -31,9 +31,10 @@ ONNXRUNTIME_CPU = Contributed(
     source="the kernel registry of onnxruntime 1.32",
 )
 
-_CUDA_HALF = frozenset({"GroupQueryAttention"}) | _NORMS
+_CUDA = frozenset({"MultiHeadAttention"}) | _NORMS
+_CUDA_HALF = frozenset({"GroupQueryAttention"}) | _CUDA
 ONNXRUNTIME_CUDA = Contributed(
-    {"fp32": _NORMS, "fp16": _CUDA_HALF, "bf16": _CUDA_HALF},
+    {"fp32": _CUDA, "fp16": _CUDA_HALF, "bf16": _CUDA_HALF},
     source="onnxruntime: docs/OperatorKernels.md, CUDAExecutionProvider, as of 2026",
 )
 

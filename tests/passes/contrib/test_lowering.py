@@ -46,7 +46,7 @@ def feeds(kv, new=3, past=5):
 def test_every_operator_of_an_engine_has_a_pass_that_writes_it() -> None:
     written = {each.writes for each in by_name(CONTRIB).values()}
     for engine in CONTRIBUTED.values():
-        assert set().union(*engine.operators.values()) == written
+        assert set().union(*engine.operators.values()) <= written
         assert set(engine.options) <= set(by_name(CONTRIB))
 
 
