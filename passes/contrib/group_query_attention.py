@@ -159,10 +159,13 @@ def _mismatch(graph: Graph, key: _Grown, value: _Grown, lengths: Lengths) -> str
 
 
 def _leads_here(m: Match, grown: _Grown) -> bool:
-    """Whether a cache is read by this attention alone, which will write it later than now."""
+    """Whether a cache is read by this attention alone, which will write it later than now.
+
+    What casts it for a graph output may read it too.
+    """
     value = grown.all
     while grown.past is not None:
-        readers = set(m.graph.readers(value))
+        readers = set(m.graph.readers(value)) - set(_carriers(m.graph, grown.all))
         if len(readers) != 1 or (value is not grown.all and value.is_graph_output()):
             return False
         (reader,) = readers
@@ -170,6 +173,17 @@ def _leads_here(m: Match, grown: _Grown) -> bool:
             return True
         value = reader.outputs[0]
     return True
+
+
+def _carriers(graph: Graph, cache: Value) -> list[Node]:
+    """Return what only hands a cache on to a graph output."""
+    return [
+        node
+        for node in graph.readers(cache)
+        if graph.is_standard(node, "Cast", "Identity")
+        and node.outputs[0].is_graph_output()
+        and not graph.readers(node.outputs[0])
+    ]
 
 
 def _is_length(graph: Graph, dim: int | str | None, length: Length) -> bool:
@@ -231,8 +245,21 @@ def _write(graph: Graph, plan: _Plan, root: Node, presents: bool) -> Value:
     for new, old in zip(node.outputs[1:], (plan.key.all, plan.value.all), strict=False):
         new.type = old.type
         if plan.key.past is not None:
+            for carrier in _carriers(graph, old):
+                _behind(graph, carrier, node)
             graph.replace(old, new)
     return node.outputs[0]
+
+
+def _behind(graph: Graph, node: Node, place: Node) -> None:
+    """Move a node with one input behind another one."""
+    attributes = dict(node.attributes)
+    (old,) = node.outputs
+    moved = graph.insert(
+        node.op_type, node.inputs, after=place, attributes=attributes, name=node.name, like=old
+    )
+    graph.replace(old, moved.outputs[0])
+    graph.remove(node)
 
 
 def _counts(graph: Graph, query: Value, lengths: Lengths, root: Node) -> tuple[Value, Value]:

@@ -72,6 +72,47 @@ def test_only_what_is_read_of_the_old_nodes_is_left():
     assert kinds.isdisjoint({"Softmax", "Split", "Where", "Range", "Greater", "Slice", "Transpose"})
 
 
+def test_a_cache_in_half_is_cast_before_and_behind():
+    proto = decoder(kv=True)
+    for value in [*proto.graph.input, *proto.graph.output]:
+        if value.name[:4] in ("past", "pres"):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    made = {v.name for v in proto.graph.output} - {"logits"}
+    for node in list(proto.graph.node):
+        for index, name in enumerate(node.input):
+            if name.startswith("past_key") or name in made:
+                node.input[index] = f"{name}.float"
+        if node.output[0] in made:
+            node.output[0] += ".float"
+    casts = [
+        onnx.helper.make_node("Cast", [v.name], [f"{v.name}.float"], to=1)
+        for v in proto.graph.input
+        if v.name.startswith("past")
+    ]
+    rest = []
+    for node in proto.graph.node:
+        rest.append(node)
+        name = node.output[0].removesuffix(".float")
+        if name in made:
+            rest.append(onnx.helper.make_node("Cast", [f"{name}.float"], [name], to=10))
+    del proto.graph.node[:]
+    proto.graph.node.extend([*casts, *rest])
+    given_feeds = {
+        name: array.astype(np.float16) if array.dtype == np.float32 else array
+        for name, array in feeds(CONFIG, 1, 3, 4).items()
+    }
+    out = check_fires(PASSES, proto, changed=2, feeds=given_feeds, rtol=1e-3)
+    assert ops(out).count("Cast") == 12  # one for each cache on its way in and out, two a layer
+
+
+def test_a_cache_that_something_else_reads_stays():
+    proto = decoder(kv=True)
+    proto.graph.node.append(onnx.helper.make_node("Neg", ["present.1.key"], ["negated"]))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("negated", 1, [None] * 4))
+    reports = check_stays_but(PASSES, proto)
+    assert any("read by more than it" in line for line in reports)
+
+
 @pytest.mark.parametrize("presents", [True, False])
 def test_outputs_for_a_cache_that_nobody_reads(presents):
     passes = [InferShapes(), GroupQueryAttention(presents=presents)]
