@@ -84,10 +84,25 @@ def _lowering(precision: str, options: Options, target: Target | None) -> list[P
 
     if target is None or target.contributed is None:
         return []
-    float_type = precision if precision in ("fp16", "bf16") else target.float_type
-    if precision == "fp32" or not float_type:
-        float_type = "fp32"
-    return lowering(target.contributed, float_type, options)
+    return lowering(target.contributed, _float_type(precision, target), options)
+
+
+def own_passes(precision: str, options: Options, target: Target) -> dict[str, list[Pass]]:
+    """Passes that write a compiled model for one engine alone, by the engine's name."""
+    from qgraph.passes.contrib.lowering import lowering
+
+    if precision != "fp32" and precision not in WEIGHT_ONLY:
+        return {}  # what runs in integers has its own kernels, also for sums and norms
+    float_type = _float_type(precision, target)
+    found = {name: lowering(own, float_type, options) for name, own in target.own.items()}
+    return {name: passes for name, passes in found.items() if passes}
+
+
+def _float_type(precision: str, target: Target) -> str:
+    """Return what the float parts of a compiled model compute in."""
+    if precision in ("fp32", "fp16", "bf16"):
+        return precision
+    return target.float_type or "fp32"
 
 
 def _with_io(names: tuple[str, ...], options: Options) -> tuple[str, ...]:
