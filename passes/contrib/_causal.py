@@ -104,14 +104,31 @@ def _may_be_window(graph: Graph, mask: Value, rows: int) -> str | None:
     """Say what could narrow the mask beyond the lengths that were tried."""
     if graph.is_constant(mask):
         return None
+    count = counts_to(graph, mask, rows)
+    if count is not None:
+        return f"its mask counts to {count}, which may be a window"
     for value in constants_behind(graph, mask):
         array = graph.array(value)
-        if array is None:
+        if array is None or array.ndim < 2 or min(array.shape[-2:]) < 2:
             continue
-        if array.dtype.kind in "iu" and array.size <= 4:
-            numbers = [n for n in np.abs(array.reshape(-1)) if _SMALL < n < _ENDLESS and n != rows]
-            if numbers:
-                return f"its mask counts to {numbers[0]}, which may be a window"
-        elif array.ndim >= 2 and min(array.shape[-2:]) > 1 and not is_lower_triangular(array):
+        if not is_lower_triangular(array):
             return f"its mask is cut from {value.name!r}, which is not causal"
+    return None
+
+
+def counts_to(graph: Graph, value: Value, known: int = 0) -> int | None:
+    """Return an integer that a value is computed with and that the lengths tried do not reach.
+
+    Args:
+        graph: The graph.
+        value: Computed from lengths.
+        known: A length that is constant, and so no such number.
+    """
+    for constant in constants_behind(graph, value):
+        array = graph.array(constant)
+        if array is None or array.dtype.kind not in "iu" or array.size > _SMALL:
+            continue
+        for number in np.abs(array.reshape(-1)).tolist():
+            if _SMALL < number < _ENDLESS and number != known:
+                return int(number)
     return None

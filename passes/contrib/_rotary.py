@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qgraph.graph import Graph, Value
-from qgraph.passes.contrib._causal import Lengths
+from qgraph.passes.contrib._causal import Lengths, counts_to
 from qgraph.passes.contrib._lengths import (
     Array,
     AtLengths,
@@ -118,6 +118,8 @@ def table(graph: Graph, value: Value, lengths: Lengths, half: int) -> Table | No
         lengths: Of the attention's mask.
         half: Half the length of a head.
     """
+    if counts_to(graph, value) is not None:
+        return None  # other angles for longer texts, perhaps
     for constant in constants_behind(graph, value):
         array = graph.array(constant)
         if array is None or array.dtype.kind != "f" or array.ndim < 2:

@@ -146,6 +146,25 @@ def test_any_number_and_length_of_heads(shared, kv_heads, half, kv, new, past):
     assert attribute(operators(out)[0], "do_rotary") == (half > 4)
 
 
+def test_angles_that_change_with_the_length_are_turned_outside():
+    proto = decoder()
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([40]), "forty"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(2), "twice"))
+    nodes = list(proto.graph.node)
+    (at,) = [i for i, node in enumerate(nodes) if node.output[0] == "rope.sin"]
+    nodes[at].output[0] = "rope.sin.short"
+    make = onnx.helper.make_node
+    more = [
+        make("Greater", ["seq", "forty"], ["is.long"]),
+        make("Mul", ["rope.sin.short", "twice"], ["rope.sin.long"]),
+        make("Where", ["is.long", "rope.sin.long", "rope.sin.short"], ["rope.sin"]),
+    ]
+    del proto.graph.node[:]
+    proto.graph.node.extend([*nodes[: at + 1], *more, *nodes[at + 1 :]])
+    out = check_fires(PASSES, proto, changed=2, feeds=feeds(CONFIG, 1, 50))
+    assert attribute(operators(out)[0], "do_rotary") == 0
+
+
 def test_heads_of_another_length_stay():
     config = Config(layers=1, width=24, heads=2, kv_heads=1, hidden=16, vocabulary=20, context=16)
     check_stays(PASSES, decoder(config), "12 long, not a multiple of 8")
