@@ -30,10 +30,11 @@ PASSES = [
 def all_passes() -> dict[str, type[Pass]]:
     """Return every registered pass by name: cleanup, fusions, rewrites and the rest."""
     from qgraph.passes.cleanup import CLEANUP
+    from qgraph.passes.contrib import CONTRIB
     from qgraph.passes.fusions import FUSIONS
     from qgraph.passes.rewrites import REWRITES
 
-    return by_name([*CLEANUP, *FUSIONS, *REWRITES, *PASSES])
+    return by_name([*CLEANUP, *FUSIONS, *REWRITES, *CONTRIB, *PASSES])
 
 
 def pass_class(name: str) -> type[Pass]:

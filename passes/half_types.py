@@ -44,7 +44,16 @@ QUANTIZED = frozenset(
 # Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
 CONTRIBUTED = {
     ("com.microsoft", "MatMulNBits"): ((True, False, True, True, False, True), (True,)),
-    ("com.microsoft", "MultiHeadAttention"): ((True,) * 4 + (False,) + (True,) * 3, (True,) * 3),
+    ("com.microsoft", "GroupQueryAttention"): (
+        (True, True, True, True, True, False, False, True, True, False),
+        (True, True, True),
+    ),
+    ("com.microsoft", "MultiHeadAttention"): (
+        (True, True, True, True, False, True, True, True, False),
+        (True, True, True),
+    ),
+    ("com.microsoft", "SkipLayerNormalization"): ((True,), (True, False, False, True)),
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): ((True,), (True, False, False, True)),
 }
 
 # Operators that copy elements and compute nothing: their type matters to their neighbours only.

@@ -1,7 +1,7 @@
 """The story of a compile, from a model file to an artifact."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from qgraph.job import Job, output_folder, resolve
 from qgraph.kv_cache import Cache, find_caches
 from qgraph.listener import Listener
 from qgraph.manifest import Accuracy, Manifest
+from qgraph.own_models import OwnModel, adopt, own_models
 from qgraph.pipeline import Hook, Pass, Pipeline, Stage
 from qgraph.preparation import (
     check_io_options,
@@ -119,6 +120,7 @@ def compile(
             stages, floating, simulated = _rewrite(graph, job, context, passes, hooks, scratch)
             job.listener.stage("writing")
             written = onnx_io.save(graph, scratch / MODEL)
+            own = _own(job, scratch, context, hooks)
             record.write_facts(graph, scratch)
             copy_tokenizer(original, inputs, scratch)
             nodes = node_precisions(graph, job.precision)
@@ -133,7 +135,8 @@ def compile(
             size = sum(path.stat().st_size for path in written)
             if line := too_large(job.target, size):
                 job.warn(line)
-            selection = _select(job, scratch / MODEL, floating, interface, timed.feeds)
+            selection = _select(job, scratch / MODEL, floating, own, interface, timed.feeds)
+            stages += adopt(scratch / MODEL, own, selection.model)
             # The reference has no kernel of the target's own.
             judged = scratch / MODEL if selection.backend or not simulated else simulated
             accuracy = _verify(job, original, judged, selection, interface, kind, feeds, caches)
@@ -224,6 +227,14 @@ def _rewrite(
     return stages, floating, simulated
 
 
+def _own(job: Job, scratch: Path, context: Context, hooks: Sequence[Hook]) -> dict[str, OwnModel]:
+    """Write the compiled model once more for each engine that has operators of its own."""
+    if job.precision == "as is":
+        return {}
+    passes = flow.own_passes(job.precision, job.recipe.passes, job.target)
+    return own_models(scratch / MODEL, passes, context, hooks)
+
+
 def _remove(model: Path | None, scratch: Path) -> None:
     if model is not None:
         for file in scratch.glob(f"{model.name}*"):
@@ -252,12 +263,20 @@ def _select(
     job: Job,
     model: Path,
     floating: Path | None,
+    own: Mapping[str, OwnModel],
     interface: Interface,
     feeds: Feeds,
 ) -> Selection:
     job.listener.stage("measuring engines")
-    raw = interface.raw(feeds)
-    selection = select_engine(job.target, job.precision, model, floating, raw, float_feeds=feeds)
+    selection = select_engine(
+        job.target,
+        job.precision,
+        model,
+        floating,
+        interface.raw(feeds),
+        float_feeds=feeds,
+        own={engine: each.path for engine, each in own.items()},
+    )
     ratio = selection.slower_than_float
     if ratio is not None and ratio > SLOWER_BY:
         job.warn(

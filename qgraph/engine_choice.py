@@ -28,6 +28,7 @@ class Selection:
         slower_than_float: Median time relative to the fastest float candidate; None if there is
             none to compare with.
         not_timed: Why nothing was timed; empty where it was.
+        model: The file that was fastest; None where nothing was timed.
     """
 
     backend: str = ""
@@ -35,6 +36,7 @@ class Selection:
     timings: list[Timing] = field(default_factory=list)
     slower_than_float: float | None = None
     not_timed: str = ""
+    model: Path | None = None
 
     @property
     def engine(self) -> Engine | None:
@@ -56,6 +58,7 @@ def select_engine(
     feeds: Mapping[str, Any],
     *,
     float_feeds: Mapping[str, Any] | None = None,
+    own: Mapping[str, Path] | None = None,
 ) -> Selection:
     """Time `model` in all of the target's engines, in turn with the float model.
 
@@ -67,6 +70,7 @@ def select_engine(
         floating: The same model in float32, or None where `model` is that.
         feeds: One sample.
         float_feeds: The same for `floating` where that takes other inputs.
+        own: By engine, the same as `model` in operators that it alone has.
 
     Raises:
         EngineError: No engine can run the model, or build it; each one's reason is given.
@@ -78,12 +82,15 @@ def select_engine(
         wants_bf16 = precision == "bf16" and name == "openvino"
         options = EngineOptions(float_precision="bf16" if wants_bf16 else "f32")
         candidates.append(Candidate(name, model, options, label=f"{name} {precision}"))
+        if name in (own or {}):
+            label = f"{name} {precision}, its own operators"
+            candidates.append(Candidate(name, (own or {})[name], options, label=label))
         if floating is not None:
             label = f"{name} fp32 (before)"
             candidates.append(Candidate(name, floating, label=label, feeds=float_feeds))
     measured = fastest(candidates, feeds, budget_s=BUDGET_S)
     working = [each for each in measured if each.result is not None]
-    ours = [each for each in working if each.candidate.model == model]
+    ours = [each for each in working if each.candidate.model != floating]
     if not ours:
         reasons = "; ".join(f"{m.candidate}: {m.reason}" for m in measured)
         raise EngineError(f"no engine runs the compiled model ({reasons})")
@@ -97,6 +104,7 @@ def select_engine(
         asdict(best.candidate.options),
         [_timing(each) for each in measured],
         ratio,
+        model=best.candidate.model,
     )
 
 

@@ -82,7 +82,39 @@ def quantizing_passes(precision: str, options: Options, target: Target | None = 
     merged = {**options}
     for name, values in implied.items():
         merged[name] = {**options.get(name, {}), **values}
-    return build(_with_io(names, options), merged)
+    names = _with_io(names, options)
+    lowered = _lowering(precision, options, target)
+    # Before `half`, which then decides about the operators that really run, and sees no masks.
+    ends = [names.index(name) for name in ("half", "quantize_io") if name in names]
+    end = min(ends, default=len(names))
+    return [*build(names[:end], merged), *lowered, *build(names[end:], merged)]
+
+
+def _lowering(precision: str, options: Options, target: Target | None) -> list[Pass]:
+    """Passes that write the operators that all of the target's engines add to ONNX's."""
+    from qgraph.passes.contrib.lowering import lowering
+
+    if target is None or target.contributed is None:
+        return []
+    return lowering(target.contributed, _float_type(precision, target), options)
+
+
+def own_passes(precision: str, options: Options, target: Target) -> dict[str, list[Pass]]:
+    """Passes that write a compiled model for one engine alone, by the engine's name."""
+    from qgraph.passes.contrib.lowering import lowering
+
+    if precision != "fp32" and precision not in WEIGHT_ONLY:
+        return {}  # what runs in integers has its own kernels, also for sums and norms
+    float_type = _float_type(precision, target)
+    found = {name: lowering(own, float_type, options) for name, own in target.own.items()}
+    return {name: passes for name, passes in found.items() if passes}
+
+
+def _float_type(precision: str, target: Target) -> str:
+    """Return what the float parts of a compiled model compute in."""
+    if precision in ("fp32", "fp16", "bf16"):
+        return precision
+    return target.float_type or "fp32"
 
 
 def kernel_passes(precision: str, options: Options, target: Target) -> list[Pass]:

@@ -7,6 +7,7 @@ from typing import Literal
 from qgraph.encoding import FLOATS, Spec
 from qgraph.errors import UsageError, unknown_name
 from qgraph.registry import by_name, pick
+from qgraph.targets.contrib import Contributed
 
 Role = Literal["activation", "weight", "bias", "other"]
 
@@ -172,6 +173,10 @@ class Target:
         weight_only: Which weights in few bits it multiplies float activations by.
         float8: Which products it multiplies in float8 by a kernel of its own; None: fp8 is Q/DQ.
         float_type: What else those models compute in: `fp16`, `bf16`, or empty for their own type.
+        contributed: What all of its engines execute beside ONNX's operators; every compile for it
+            is written with them.
+        own: By engine, what it alone executes beside them. It gets a model of its own, which becomes
+            the artifact's if it is the fastest.
         costs: Name of the measured times of its products; see `qgraph.costs`.
         refused: Why it lacks precisions that one might expect of it.
         settings: By precision, `pass.option=value` lines that suit it better than what the recipes
@@ -205,6 +210,8 @@ class Target:
     weight_only: WeightOnlyRules = WeightOnlyRules()
     float8: Float8Rules | None = None
     float_type: Literal["", "fp16", "bf16"] = ""
+    contributed: Contributed | None = None
+    own: Mapping[str, Contributed] = field(default_factory=dict)
     costs: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -16,12 +16,14 @@ from qgraph import onnx_io
 from qgraph.context import Context
 from qgraph.errors import DataError
 from qgraph.graph import Graph, Node, Value
+from qgraph.passes.contrib.lowering import lower
 from qgraph.passes.weight_only.boundary import Boundary
 from qgraph.passes.weight_only.stages import Group, Stage
 from qgraph.passes.weight_only.statistics import InputStatistics
-from qgraph.runtime import observing_backend
+from qgraph.runtime import observing_backend_of
 from qgraph.runtime.backend import Backend, EngineOptions, Session, available_cores
 from qgraph.subgraph import subgraph
+from qgraph.targets.contrib import CONTRIBUTED, NOTHING
 
 Array = NDArray[Any]
 # What the quantized layers multiply by, in float.
@@ -105,12 +107,14 @@ def opened(
     for value, array in zip(part.main.inputs, feeds.values(), strict=True):
         value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
+        size = sum(v.const_value.nbytes for v in part.initializers if v.const_value is not None)
+        chosen = observing_backend_of(size) if engine is None else engine
+        lower(part, CONTRIBUTED.get(chosen.name, NOTHING))
         path = Path(folder) / "part.onnx"
         onnx_io.save(part, path)
         # Nodes and values form cycles: the weights would stay until the collector comes by.
         for value in part.initializers:
             value.const_value = None
-        chosen = observing_backend(path) if engine is None else engine
         with chosen.open(path, EngineOptions(threads=threads)) as session:
             yield session
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from qgraph.encoding import Spec
 from qgraph.target import OpRule, Target, WeightOnlyRules
+from qgraph.targets.contrib import ONNXRUNTIME_CPU
 from qgraph.targets.numeric import NUMERIC
 
 _QDQ = "onnxruntime/core/optimizer/qdq_transformer/selectors_actions (QDQ node groups)"
@@ -73,6 +74,8 @@ CPU = Target(
     # node tests (onnx.backend.test) only those with these operators fail in float16: they have a
     # kernel, which then refuses reductions. In bfloat16 it has almost no kernels and adds no
     # Casts.
+    # OpenVINO leaves GroupQueryAttention to onnxruntime, with its own parts before and behind it.
+    own={"onnxruntime-cpu": ONNXRUNTIME_CPU},
     half_ops={"fp16": frozenset({"ScatterElements", "ScatterND"}), "bf16": None},
 )
 

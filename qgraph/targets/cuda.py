@@ -7,6 +7,7 @@ provider lacks two dozen operators, Pad and most kinds of pooling among them.
 
 from qgraph.encoding import Spec
 from qgraph.target import Float8Rules, Target, WeightOnlyRules
+from qgraph.targets.contrib import ONNXRUNTIME_CUDA
 
 _SLOW_INT8 = (
     "onnxruntime's CUDA provider has no integer kernels and takes 2 to 6 times as long as in fp16"
@@ -37,6 +38,7 @@ CUDA = Target(
         blocks=(16, 32, 64, 128),
         source="onnxruntime: contrib_ops/cuda/quantization/matmul_nbits.cc",
     ),
+    contributed=ONNXRUNTIME_CUDA,
     costs="h100",
     # Compute capability 8.9 and newer. cuBLAS wants rows of 16 bytes.
     float8=Float8Rules(

@@ -10,13 +10,14 @@ import pytest
 
 from qgraph.passes import PASSES, all_passes
 from qgraph.passes.cleanup import CLEANUP
+from qgraph.passes.contrib import CONTRIB
 from qgraph.passes.fusions import FUSIONS
 from qgraph.passes.rewrites import REWRITES
 from qgraph.pipeline import Fusion, Pass
 from qgraph.registry import load
 
 TESTS = Path(__file__).resolve().parent
-REFERENCES = [*CLEANUP, *FUSIONS, *REWRITES, *PASSES]
+REFERENCES = [*CLEANUP, *FUSIONS, *REWRITES, *CONTRIB, *PASSES]
 # As DESIGN.md lists them for a fusion: something that is rewritten.
 SECTIONS = ("Before", "After", "When", "Leaves alone", "Numerics", "Source")
 
@@ -58,7 +59,7 @@ def test_has_a_docstring(reference: str) -> None:
     assert not missing, f"options without a line under Attributes: {missing}"
 
 
-@pytest.mark.parametrize("reference", [*FUSIONS, *REWRITES])
+@pytest.mark.parametrize("reference", [*FUSIONS, *REWRITES, *CONTRIB])
 def test_fusions_have_every_section(reference: str) -> None:
     kind = load(reference)
     doc = inspect.cleandoc(kind.__doc__ or "")

