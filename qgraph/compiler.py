@@ -14,6 +14,7 @@ from qgraph.artifact import MODEL, Artifact, check_output, draft
 from qgraph.context import Context
 from qgraph.data import DataSet, Feeds
 from qgraph.decoder import context_length
+from qgraph.engine_build import EngineBuild, build_engine, note_dropped
 from qgraph.engine_choice import Selection, select_engine
 from qgraph.errors import AccuracyError
 from qgraph.explain import node_precisions
@@ -132,7 +133,10 @@ def compile(
             size = sum(path.stat().st_size for path in written)
             if line := too_large(job.target, size):
                 job.warn(line)
-            selection = _select(job, scratch / MODEL, floating, interface, timed.feeds)
+            shapes = {key: array.shape for key, array in interface.raw(timed.feeds).items()}
+            built = build_engine(job, scratch / MODEL, shapes)
+            nodes = note_dropped(built, scratch, nodes)
+            selection = _select(job, scratch / MODEL, floating, interface, timed.feeds, built)
             accuracy = _verify(
                 job, original, scratch / MODEL, selection, interface, kind, feeds, caches
             )
@@ -154,6 +158,7 @@ def compile(
                 timed="" if selection.not_timed else timed.what,
                 timings=selection.timings,
                 not_timed=selection.not_timed,
+                plan=built.built.record if built is not None else None,
                 accuracy=accuracy,
                 io=interface.to_json() if interface else None,
                 nodes=nodes,
@@ -242,10 +247,13 @@ def _select(
     floating: Path | None,
     interface: Interface,
     feeds: Feeds,
+    built: EngineBuild | None,
 ) -> Selection:
     job.listener.stage("measuring engines")
     raw = interface.raw(feeds)
-    selection = select_engine(job.target, job.precision, model, floating, raw, float_feeds=feeds)
+    selection = select_engine(
+        job.target, job.precision, model, floating, raw, float_feeds=feeds, built=built
+    )
     ratio = selection.slower_than_float
     if ratio is not None and ratio > SLOWER_BY:
         job.warn(

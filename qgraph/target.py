@@ -196,6 +196,11 @@ class Target:
                     fix="use axis=None: integer products need one scale a tensor",
                 )
 
+    @property
+    def variant(self) -> str:
+        """Which of its variants this is, such as a compute capability; empty for all of them."""
+        return self.name.partition(":")[2]
+
     def rule(self, op: str) -> OpRule | None:
         """Return the row for `op`, or None."""
         return next((rule for rule in self.rules if rule.op == op), None)
