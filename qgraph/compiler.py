@@ -196,7 +196,7 @@ def _rewrite(
     if job.precision == "as is":
         return [], None
     options = job.recipe.passes
-    stages = Pipeline(flow.exact_passes(options, own), hooks=hooks).run(graph, context)
+    stages = Pipeline(flow.exact_passes(options, own, job.target), hooks=hooks).run(graph, context)
     passes = flow.quantizing_passes(job.precision, options, job.target)
     floating = None
     if passes:

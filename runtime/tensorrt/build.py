@@ -1,11 +1,12 @@
 """Parses a model and builds an engine of it."""
 
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qgraph.errors import EngineError, ModelError
+from qgraph.errors import EngineError, ModelError, QGraphError
 from qgraph.runtime.builder import BuildRequest, Built, NotBuiltError
 from qgraph.runtime.tensorrt.configure import capabilities, configure
 from qgraph.runtime.tensorrt.device import device
@@ -25,6 +26,22 @@ _FIX = (
 
 
 def build_engine(library: Library, model: Path, request: BuildRequest) -> Built:
+    """Parse a model and build an engine of it; see `_build`.
+
+    Raises:
+        EngineError, UsageError, ModelError, KeyboardInterrupt: As it does.
+    """
+    try:
+        return _build(library, model, request)
+    except QGraphError as error:
+        # Whoever keeps the error would keep the library's objects in its frames. The garbage
+        # collector would destroy them at any time, such as in a callback of a later build, which
+        # waits for itself then.
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
+def _build(library: Library, model: Path, request: BuildRequest) -> Built:
     """Parse a model and build an engine of it.
 
     Args:
@@ -35,6 +52,7 @@ def build_engine(library: Library, model: Path, request: BuildRequest) -> Built:
     Raises:
         EngineError: The parser refuses the model (the nodes are named), an option is not there, or
             an input's shape is missing or does not fit.
+        UsageError: Shapes are given for an input that is not there.
         NotBuiltError: The builder refuses it.
         ModelError: The file does not exist.
         KeyboardInterrupt: The user has stopped it.

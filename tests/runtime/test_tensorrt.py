@@ -65,9 +65,9 @@ def test_without_a_gpu_it_builds_and_does_not_run(tmp_path):
     assert engine.cannot_build() is None
     assert "no NVIDIA GPU is visible" in engine.unavailable()
     path = save(tmp_path, "g (float[2,3] x) => (float[2,3] y) { y = Relu(x) }")
-    for model in (path, path.read_bytes()):
+    for given in (path, path.read_bytes()):
         with pytest.raises(EngineError, match="no NVIDIA GPU is visible"):
-            engine.open(model)
+            engine.open(given)
 
 
 @needs_builder
