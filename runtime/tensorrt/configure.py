@@ -62,9 +62,9 @@ def configure(
         # Without it the plan would carry code of the library that is executed when it is loaded.
         ("version_compatible", ("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME")),
     ):
-        if getattr(options, name):
-            for flag in flags:
-                config.set_flag(_member(library, name, "BuilderFlag", flag))
+        wanted = flags if getattr(options, name) else ()
+        for flag in [_member(library, name, "BuilderFlag", each) for each in wanted]:
+            config.set_flag(flag)
     # Without layers' names nothing can be said about an engine; it costs a few kilobytes.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 

@@ -18,13 +18,16 @@ from models.digits.data import load as load_digits
 from models.zoo.llama_onnx import build
 from qgraph import onnx_io
 from qgraph.errors import EngineError, ModelError
+from qgraph.flow import exact_passes, quantizing_passes
 from qgraph.graph import Graph
+from qgraph.pipeline import Pipeline
 from qgraph.runtime import backend
 from qgraph.runtime.backend import Backend
 from qgraph.runtime.builder import Builder, BuildRequest
 from qgraph.runtime.tensorrt import library as libraries
 from qgraph.runtime.tensorrt.backend import TensorRt
 from qgraph.runtime.tensorrt.device import device
+from qgraph.target import target
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = any(importlib.util.find_spec(name) for name in libraries.MODULES)
@@ -152,7 +155,7 @@ def test_the_builder_refuses_a_shorter_last_block(rows, block, tmp_path):
 # -- everything that is compiled for the target builds ---------------------------------------------
 
 
-def compiled(path, data, output, precision="int8"):
+def compiled(path, data, output, precision="int8", exclude=()):
     """Compile, and check that the engine was built of what was written."""
     artifact = qgraph.compile(
         path,
@@ -161,25 +164,39 @@ def compiled(path, data, output, precision="int8"):
         recipe="fast",
         settings=["correct_bias.enabled=false"],
         data=data,
+        exclude=exclude,
         output=output,
     )
     manifest = artifact.manifest
+    assert manifest.plan is not None and (output / "engine.plan").is_file()
     assert manifest.engine is None and "built an engine of" in manifest.not_timed
     assert manifest.accuracy is not None and manifest.accuracy.passed
     return artifact
 
 
+MIXED = "mixed"
+
+
 @needs_builder
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4", MIXED])
 @pytest.mark.parametrize("name", ["digits_cnn", "digits_vit", "digits_gru"])
 def test_digits_networks_build(name, precision, tmp_path):
     data = {"image": load_digits().train_x[:20]}
+    mixed = precision == MIXED
     artifact = compiled(
-        ROOT / "models" / "digits" / f"{name}.onnx", data, tmp_path / "out", precision
+        ROOT / "models" / "digits" / f"{name}.onnx",
+        data,
+        tmp_path / "out",
+        "int8" if mixed else precision,
+        exclude=["*attn*", "*[1357]*"] if mixed else (),
     )
     quantized = [n.op_type for n in onnx.load(artifact.model_path).graph.node]
     # The GRU's own operators have no integer form, and its last layer is too narrow.
-    assert ("QuantizeLinear" in quantized) == (precision == "int8" and name != "digits_gru")
+    integers = precision in ("int8", MIXED) and name != "digits_gru"
+    assert ("QuantizeLinear" in quantized) == integers
+    if mixed and integers:
+        nodes = artifact.manifest.nodes
+        assert nodes["int8"] and nodes["float"] > 3
 
 
 IMAGES = {"input": np.random.default_rng(0).standard_normal((8, 3, 224, 224)).astype(np.float32)}
@@ -197,6 +214,27 @@ def sentences():
     with np.load(shared("data", "minilm_sts15_calib.npz")) as file:
         ids = next(iter(file.values()))[:16, :32].astype(np.int64)
     return {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64)}
+
+
+SHAPES = {
+    "mobilenet_v2": {"input": (1, 3, 224, 224)},
+    "efficientnet_lite0": {"input": (1, 3, 224, 224)},
+    "ppocrv6_rec_small": {"x": (1, 3, 48, 160)},
+    "minilm_l6_v2": {"input_ids": (1, 32), "attention_mask": (1, 32)},
+}
+
+
+@needs_builder
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_real_models_build_in_float(name, precision, tmp_path):
+    graph = onnx_io.load(shared("models", f"{name}.onnx"))
+    passes = exact_passes({}, target=target("tensorrt"))
+    Pipeline([*passes, *quantizing_passes(precision, {}, target("tensorrt"))]).run(graph)
+    onnx_io.save(graph, tmp_path / "m.onnx")
+    built = TensorRt().build(tmp_path / "m.onnx", BuildRequest(SHAPES[name]))
+    assert built.record["bytes"] > 1_000_000
 
 
 @needs_builder

@@ -94,5 +94,29 @@ def test_refused_and_repaired(name, tmp_path):
     assert build(graph, CONSTRUCTS[name], tmp_path).record["bytes"] > 100
 
 
+@needs_builder
+def test_the_parser_joins_the_rules(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 21, "my" : 1]>
+    net (float[4] x, int64[1] k) => (float[A] y, float[4] z) {
+        [by_rule] y = Unique(x)
+        [by_both] z = my.Strange(x)
+    }"""
+    findings = lint(onnx_io.load(onnx.parser.parse_model(text)), TENSORRT).findings
+    assert sorted((each.node, each.rule) for each in findings) == [
+        ("by_both", "operator"),
+        ("by_rule", "operator"),
+    ]
+    # What no rule knows the parser says, by the node's name.
+    resize = """net (float[1,3,4,4] x, float[4] s) => (float[A,B,C,D] y) {
+        [up] y = Resize<mode = "nearest">(x, , s)
+    }"""
+    graph = onnx_io.load(
+        onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]>{resize}')
+    )
+    (found,) = [each for each in lint(graph, TENSORRT).findings if each.severity == "refused"]
+    assert (found.rule, found.node, found.op) == ("parser", "up", "Resize")
+    assert found.source.startswith("the parser of TensorRT") and found.detail
+
+
 def test_the_list_is_long_enough():
     assert len(ACCEPTED) >= 100 and len(REFUSED) >= 25 and set(REFUSED) <= set(CONSTRUCTS)
