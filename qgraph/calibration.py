@@ -99,7 +99,7 @@ def calibrate(
             )
         context = job_context(job, calibration, given)
         options = job.recipe.passes
-        stages = Pipeline(flow.exact_passes(options, passes)).run(graph, context)
+        stages = Pipeline(flow.exact_passes(options, passes, job.target)).run(graph, context)
         present = graph.facts.present()
         stages += Pipeline(flow.calibrating_passes(options), given=present).run(graph, context)
         for stage in stages:

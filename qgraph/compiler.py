@@ -14,6 +14,7 @@ from qgraph.artifact import MODEL, Artifact, check_output, draft
 from qgraph.context import Context
 from qgraph.data import DataSet, Feeds
 from qgraph.decoder import context_length
+from qgraph.engine_build import EngineBuild, build_engine, note_dropped
 from qgraph.engine_choice import Selection, select_engine
 from qgraph.errors import AccuracyError
 from qgraph.explain import node_precisions
@@ -135,7 +136,10 @@ def compile(
             size = sum(path.stat().st_size for path in written)
             if line := too_large(job.target, size):
                 job.warn(line)
-            selection = _select(job, scratch / MODEL, floating, own, interface, timed.feeds)
+            shapes = {key: array.shape for key, array in interface.raw(timed.feeds).items()}
+            built = build_engine(job, scratch / MODEL, shapes)
+            nodes = note_dropped(built, scratch, nodes)
+            selection = _select(job, scratch / MODEL, floating, own, interface, timed.feeds, built)
             stages += adopt(scratch / MODEL, own, selection.model)
             # The reference has no kernel of the target's own.
             judged = scratch / MODEL if selection.backend or not simulated else simulated
@@ -159,6 +163,7 @@ def compile(
                 timed="" if selection.not_timed else timed.what,
                 timings=selection.timings,
                 not_timed=selection.not_timed,
+                plan=built.built.record if built is not None else None,
                 accuracy=accuracy,
                 io=interface.to_json() if interface else None,
                 nodes=nodes,
@@ -200,7 +205,7 @@ def _rewrite(
     if job.precision == "as is":
         return [], None, None
     options = job.recipe.passes
-    stages = Pipeline(flow.exact_passes(options, own), hooks=hooks).run(graph, context)
+    stages = Pipeline(flow.exact_passes(options, own, job.target), hooks=hooks).run(graph, context)
     passes = flow.quantizing_passes(job.precision, options, job.target)
     floating = None
     if passes:
@@ -266,6 +271,7 @@ def _select(
     own: Mapping[str, OwnModel],
     interface: Interface,
     feeds: Feeds,
+    built: EngineBuild | None,
 ) -> Selection:
     job.listener.stage("measuring engines")
     selection = select_engine(
@@ -276,6 +282,7 @@ def _select(
         interface.raw(feeds),
         float_feeds=feeds,
         own={engine: each.path for engine, each in own.items()},
+        built=built,
     )
     ratio = selection.slower_than_float
     if ratio is not None and ratio > SLOWER_BY:

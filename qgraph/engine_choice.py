@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qgraph.engine_build import EngineBuild
 from qgraph.errors import EngineError
 from qgraph.manifest import Engine, Timing
 from qgraph.runtime import backend
 from qgraph.runtime.backend import EngineOptions, Session
-from qgraph.runtime.builder import Builder
 from qgraph.runtime.choose import Candidate, Measured, fastest
 from qgraph.runtime.reference import open_reference
 from qgraph.target import Target
@@ -59,6 +59,7 @@ def select_engine(
     *,
     float_feeds: Mapping[str, Any] | None = None,
     own: Mapping[str, Path] | None = None,
+    built: EngineBuild | None = None,
 ) -> Selection:
     """Time `model` in all of the target's engines, in turn with the float model.
 
@@ -71,12 +72,13 @@ def select_engine(
         feeds: One sample.
         float_feeds: The same for `floating` where that takes other inputs.
         own: By engine, the same as `model` in operators that it alone has.
+        built: The engine that stands beside `model`, if one was built.
 
     Raises:
-        EngineError: No engine can run the model, or build it; each one's reason is given.
+        EngineError: No engine can run the model; each one's reason is given.
     """
     if all(backend(name).unavailable() is not None for name in target.engines):
-        return _without_engine(target, precision, model, feeds)
+        return _without_engine(target, precision, built)
     candidates = []
     for name in target.engines:
         wants_bf16 = precision == "bf16" and name == "openvino"
@@ -108,17 +110,13 @@ def select_engine(
     )
 
 
-def _without_engine(
-    target: Target, precision: str, model: Path, feeds: Mapping[str, Any]
-) -> Selection:
-    """Say why nothing is timed; let engines that can be built here judge the model all the same."""
+def _without_engine(target: Target, precision: str, built: EngineBuild | None) -> Selection:
+    """Say why nothing is timed, and what was built all the same."""
     timings, reasons = [], []
     for name in target.engines:
-        engine = backend(name)
-        reason = engine.unavailable() or ""
-        if isinstance(engine, Builder) and engine.cannot_build() is None:
-            built = engine.build(model, {key: array.shape for key, array in feeds.items()})
-            reason = f"{built}; {reason}"
+        reason = backend(name).unavailable() or ""
+        if built is not None and built.backend == name:
+            reason = f"{built.built}; {reason}"
         timings.append(Timing(candidate=f"{name} {precision}", reason=reason))
         reasons.append(reason)
     why = "; ".join(reasons) or target.no_engine

@@ -56,19 +56,24 @@ IMPLIED: dict[str, dict[str, Any]] = {
 }
 
 
-def exact_passes(options: Options, own: Sequence[Pass] = ()) -> list[Pass]:
+def exact_passes(
+    options: Options, own: Sequence[Pass] = (), target: Target | None = None
+) -> list[Pass]:
     """Passes that keep the model's numbers: normalize, clean up, fuse, clean up again.
 
     Args:
         options: By pass name.
         own: The caller's passes, which run between clean-up and fusions.
+        target: Its lowering runs in front of the fusions, which see the operators that will run.
     """
     from qgraph.passes.cleanup import CLEANUP
     from qgraph.passes.fusions import FUSIONS
 
     fusions = [name for name in _names(FUSIONS) if name not in MARKS]
     before = build(["normalize", *_names(CLEANUP)], options)
-    return [*before, *own, *build([*fusions, *AGAIN, "infer_shapes", *MARKS], options)]
+    lowering = target.lowering if target is not None else ()
+    after = [*lowering, *fusions, *AGAIN, "infer_shapes", *MARKS]
+    return [*before, *own, *build(after, options)]
 
 
 def quantizing_passes(precision: str, options: Options, target: Target | None = None) -> list[Pass]:

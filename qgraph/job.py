@@ -10,7 +10,7 @@ from qgraph import flow
 from qgraph.errors import UsageError, unknown_name
 from qgraph.interface import InputType, OutputType
 from qgraph.listener import Listener, Silent
-from qgraph.recipe import Recipe, load_recipe, with_settings
+from qgraph.recipe import ENGINE_TABLES, Recipe, load_recipe, with_settings
 from qgraph.recipe_files import named_recipes
 from qgraph.target import PRECISIONS, WEIGHT_ONLY, Target
 from qgraph.target import target as named_target
@@ -58,6 +58,7 @@ def resolve(
         own = hardware.settings.get(wanted, ())
         loaded = with_settings(loaded, list(own))
     loaded = with_settings(loaded, list(settings))
+    _check_engine_settings(settings, hardware)
     loaded = _with_io(loaded, io, io_outputs)
     flow.check_options(loaded.passes)
     if wanted not in hardware.precisions:
@@ -80,6 +81,17 @@ def _check_bits(recipe: Recipe, precision: str) -> None:
         raise UsageError(
             f"weight_only.bits={bits} is not {precision}", fix=f"pass --bits {bits} in its place"
         )
+
+
+def _check_engine_settings(settings: Sequence[str], hardware: Target) -> None:
+    """Refuse settings of an engine that the target does not build."""
+    for name in (setting.partition(".")[0].strip() for setting in settings):
+        if name in ENGINE_TABLES and name not in hardware.engines:
+            raise UsageError(
+                f"target {hardware.name!r} builds no {name} engine, which {name}.* and its options "
+                "are for",
+                fix=f"choose a target that does, such as --target {name}",
+            )
 
 
 def _of_recipe(recipe: Recipe) -> str | None:

@@ -96,6 +96,8 @@ class Manifest(_Part):
     timings: list[Timing] = Field(default_factory=list)
     not_timed: str = ""
     """Why nothing was timed: no engine of the target runs on the machine that compiled."""
+    plan: dict[str, Any] | None = None
+    """The engine that was built beside the model, as its own record says; None without one."""
     accuracy: Accuracy | None = None
     io: dict[str, Any] | None = None
     """Inputs and outputs that are not the original's; see `qgraph.interface`."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from qgraph.data.image_options import ImageOptions
 from qgraph.errors import UsageError
 from qgraph.recipe_files import find_recipe, named_recipes, toml_value, validated
+from qgraph.runtime.tensorrt.options import TensorRtOptions
 
 Precision = Literal[
     "fp32",
@@ -32,6 +33,9 @@ Decibels = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
+
+# Tables of engines that are built, by the backend's name: what they set is no pass's option.
+ENGINE_TABLES: dict[str, type[BaseModel]] = {"tensorrt": TensorRtOptions}
 
 
 class VerifyOptions(BaseModel):
@@ -74,6 +78,7 @@ class Recipe(BaseModel):
         images: Preprocessing for a folder of images; None if the recipe takes none.
         exclude: Globs of node names and operators that stay in float.
         verify: Floors for the comparison with the original.
+        tensorrt: How engines of `--target tensorrt` are built; None for the defaults.
         passes: Options by pass name, then by option name. Names are checked by the pipeline.
     """
 
@@ -86,7 +91,12 @@ class Recipe(BaseModel):
     images: ImageOptions | None = None
     exclude: tuple[Name, ...] = ()
     verify: VerifyOptions = VerifyOptions()
+    tensorrt: TensorRtOptions | None = None
     passes: dict[Name, dict[Name, Any]] = Field(default_factory=dict)
+
+    def engine_options(self, backend: str) -> BaseModel | None:
+        """Return the options of a backend that builds engines; None for its defaults."""
+        return getattr(self, backend) if backend in ENGINE_TABLES else None
 
 
 def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
@@ -108,17 +118,20 @@ def list_recipes() -> list[Recipe]:
 
 
 def with_settings(recipe: Recipe, settings: list[str]) -> Recipe:
-    """Return the recipe with options of passes set, as `--set pass.option=value` does.
+    """Return the recipe with options set, as `--set pass.option=value` does.
 
     Args:
         recipe: The recipe, which stays as it is.
-        settings: Texts such as `calibrate.observer=minmax`. The value is read as TOML (a number,
-            `true`, a quoted string, a list) and taken as a string where it isn't any.
+        settings: Texts such as `calibrate.observer=minmax`, or `tensorrt.opt_level=5` for a table
+            of an engine. The value is read as TOML (a number, `true`, a quoted string, a list) and
+            taken as a string where it isn't any.
 
     Raises:
-        UsageError: No `=`, or a left side that isn't `pass.option`.
+        UsageError: No `=`, a left side that isn't `pass.option`, or a value that an engine's table
+            does not take.
     """
     passes = {name: dict(options) for name, options in recipe.passes.items()}
+    engines: dict[str, dict[str, Any]] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         names = [part.strip() for part in key.split(".")]
@@ -127,5 +140,11 @@ def with_settings(recipe: Recipe, settings: list[str]) -> Recipe:
                 f"can't read the setting {setting!r}",
                 fix="write pass.option=value, such as calibrate.observer=minmax",
             )
-        passes.setdefault(names[0], {})[names[1]] = toml_value(text.strip())
-    return recipe.model_copy(update={"passes": passes})
+        tables = engines if names[0] in ENGINE_TABLES else passes
+        tables.setdefault(names[0], {})[names[1]] = toml_value(text.strip())
+    update: dict[str, Any] = {"passes": passes}
+    for name, values in engines.items():
+        given = recipe.engine_options(name)
+        before = {} if given is None else given.model_dump(mode="json", exclude_unset=True)
+        update[name] = validated(ENGINE_TABLES[name], before | values, f"--set {name}")
+    return recipe.model_copy(update=update)

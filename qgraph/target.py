@@ -167,6 +167,7 @@ class Target:
         left_float: Operators that stay in float, and why.
         half_ops: By `fp16` and `bf16`, operators without a kernel in that type, or None where
             the engines compute nothing in it and only weights are stored in it.
+        lowering: Rewrites that spell a float model as its engines take it, by pass name.
         fixed_shapes: Whether it takes no dynamic axes.
         batch: The only length that the batch axis may have; None for any.
         memory: Bytes of model beyond which it slows down or fails; None for no limit.
@@ -204,6 +205,7 @@ class Target:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     left_float: Mapping[str, str] = field(default_factory=dict)
     half_ops: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    lowering: tuple[str, ...] = ()
     fixed_shapes: bool = False
     batch: int | None = None
     memory: int | None = None
@@ -230,6 +232,11 @@ class Target:
                     f"target {self.name!r} wants a scale for each channel of an activation",
                     fix="use axis=None: integer products need one scale a tensor",
                 )
+
+    @property
+    def variant(self) -> str:
+        """Which of its variants this is, such as a compute capability; empty for all of them."""
+        return self.name.partition(":")[2]
 
     def rule(self, op: str) -> OpRule | None:
         """Return the row for `op`, or None."""

@@ -13,7 +13,7 @@ BACKENDS: tuple[str, ...] = (
     "qgraph.runtime.onnxruntime_cpu:OnnxRuntimeCpu",
     "qgraph.runtime.onnxruntime_cuda:OnnxRuntimeCuda",
     "qgraph.runtime.openvino:OpenVino",
-    "qgraph.runtime.tensorrt:TensorRt",
+    "qgraph.runtime.tensorrt.backend:TensorRt",
 )
 
 # Models of at least this size are calibrated on the GPU.

@@ -209,7 +209,7 @@ def test_without_an_engine_nothing_is_timed_and_the_artifact_is_verified(name, t
 
 
 def test_tensorrt_without_tensorrt(tmp_path, monkeypatch):
-    monkeypatch.setattr("qgraph.runtime.tensorrt.MODULES", {"no_such_module": "TensorRT"})
+    monkeypatch.setattr("qgraph.runtime.tensorrt.library.MODULES", {"no_such_module": "TensorRT"})
     artifact = compile_net(tmp_path, "gpu-nvidia:8.9")
     manifest = artifact.manifest
     assert manifest.target == "gpu-nvidia:8.9" and manifest.engine is None

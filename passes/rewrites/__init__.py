@@ -1,11 +1,15 @@
 """Rewrites for `qgraph lint --fix`, in the order in which they run: one file a rewrite.
 
-None of them is part of a compile. Each makes a quantized model legal, or faster, for an engine that
-takes another form of the same numbers.
+Each makes a model legal, or faster, for an engine that takes another form of the same numbers. A
+compile runs only those that its target names in `lowering`.
 """
 
 REWRITES: list[str] = [
-    # First everything that becomes Q/DQ, since the later ones read only that form.
+    # Spellings first; the definitions of operators may hold some.
+    "qgraph.passes.rewrites.expand_functions:ExpandFunctions",
+    "qgraph.passes.rewrites.slice_axes:SliceAxes",
+    "qgraph.passes.rewrites.vector_matmul:VectorMatMul",
+    # Then everything that becomes Q/DQ, since the later ones read only that form.
     "qgraph.passes.rewrites.integer_to_qdq:IntegerToQDQ",
     "qgraph.passes.rewrites.qlinear_to_qdq:QLinearToQDQ",
     "qgraph.passes.rewrites.unpack_matmul_nbits:UnpackMatMulNBits",

@@ -26,11 +26,14 @@ from qgraph.commands.options import (
     RecipeName,
     Samples,
     Settings,
+    Shapes,
+    Sm,
     Symmetric,
     Verbose,
     complete_pass,
     complete_precision,
     complete_target,
+    with_engine,
     with_memory,
     with_weights,
 )
@@ -51,6 +54,8 @@ qgraph compile model.onnx --precision fp16
 qgraph compile decoder.onnx --precision int4 --data windows.npz --group 32
 
 qgraph compile model.onnx --data images/ --recipe imagenet-half --io uint8
+
+qgraph compile model.onnx --data D --target tensorrt --shapes 'x:1x3x224x224,8x3x224x224,32x3x224x224'
 
 qgraph compile model.onnx --data D --encodings model.encodings.json
 
@@ -92,6 +97,8 @@ def command(
     exclude: Exclude = None,
     settings: Settings = None,
     memory: Memory = None,
+    shapes: Shapes = None,
+    sm: Sm = None,
     encodings: EncodingsFile = None,
     io: Annotated[
         str | None,
@@ -184,7 +191,7 @@ def command(
                 data=data,
                 samples=samples,
                 exclude=exclude or [],
-                settings=with_memory(lines, memory),
+                settings=with_memory(with_engine(lines, shapes, sm), memory),
                 encodings=encodings,
                 io=io,
                 io_outputs=io_outputs,

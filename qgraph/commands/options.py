@@ -1,5 +1,6 @@
 """Options that several commands have, so that they are spelled and explained once."""
 
+import json
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -217,3 +218,32 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Set an option of a pass; repeatable."),
 ]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shapes",
+        metavar="'X:MIN,OPT,MAX'",
+        show_default=False,
+        help="Shapes that an engine is built for, such as 'x:1x3x224x224,8x3x224x224,32x3x224x224'; "
+        "inputs apart by ';'. Repeatable; an input named again begins another profile. Default: "
+        "the shape of the data.",
+    ),
+]
+Sm = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sm",
+        metavar="X.Y",
+        show_default=False,
+        help="Compute capability that a TensorRT-RTX engine is built for; repeatable.",
+    ),
+]
+
+
+def with_engine(
+    settings: list[str], shapes: list[str] | None, capabilities: list[str] | None
+) -> list[str]:
+    """Return the settings with what an engine is built for put into them."""
+    given = {"shapes": shapes, "sm": capabilities}
+    own = [f"tensorrt.{name}={json.dumps(values)}" for name, values in given.items() if values]
+    return [*settings, *own]

@@ -1,63 +1,63 @@
 """The engine's own parser as the last rule: what TensorRT says, where it is installed."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qgraph import onnx_io
+from qgraph.graph import Node
 from qgraph.lint.rule import Finding
-from qgraph.lint.view import View
+from qgraph.lint.view import View, op_name
+from qgraph.passes.rewrites._qdq import label
 from qgraph.text import one_line
 
+if TYPE_CHECKING:
+    from qgraph.runtime.tensorrt.refusals import Refused
+
 _LONGEST = 300
+_UNSAID = "it is in no part of the model that the parser takes"
 
 
 def ask(view: View) -> list[Finding] | None:
-    """Parse the model with TensorRT or TensorRT-RTX and return its errors as findings.
+    """Ask the parser of TensorRT or TensorRT-RTX about every node.
 
     Nothing is built, and no GPU is needed.
 
     Returns:
-        One finding an error; None where neither is installed.
+        One finding a refused node; None where neither is installed.
     """
     from qgraph.errors import EngineError
-    from qgraph.runtime.tensorrt import error_logger, load_tensorrt, network_flags
+    from qgraph.runtime.tensorrt.library import load_library
+    from qgraph.runtime.tensorrt.refusals import refused_nodes
 
     try:
-        trt, title = load_tensorrt()
+        library = load_library()
     except EngineError:
         return None
-    builder = trt.Builder(error_logger(trt))
-    if builder is None:
-        return None
-    # The logger must outlive the parser.
-    log = error_logger(trt)
-    network = builder.create_network(network_flags(trt))
-    parser = trt.OnnxParser(network, log)
+    nodes = list(view.graph.main)
     with tempfile.TemporaryDirectory(prefix="qgraph-lint-") as folder:
         path = Path(folder) / "model.onnx"
         onnx_io.save(view.graph, path)
-        if parser.parse_from_file(str(path)):
-            return []
-        return list(_findings(parser, f"the parser of {title} {trt.__version__}"))
+        refused = refused_nodes(library, path, len(nodes))
+    if refused is None:
+        return None
+    return [_finding(each, nodes, f"the parser of {library}") for each in refused]
 
 
-def _findings(parser: Any, source: str) -> Iterator[Finding]:
-    seen = set()
-    for index in range(parser.num_errors):
-        error = parser.get_error(index)
-        key = error.node_name(), error.node_operator(), error.desc()
-        if key in seen:
-            continue
-        seen.add(key)
-        yield Finding(
-            node=error.node_name(),
-            op=error.node_operator(),
-            engine="tensorrt",
-            rule="parser",
-            severity="refused",
-            what="the parser refuses it",
-            detail=one_line(error.desc())[:_LONGEST],
-            source=source,
-        )
+def _finding(refused: "Refused", nodes: Sequence[Node], source: str) -> Finding:
+    """Return a finding; a node without a name is found by its place, if its operator fits."""
+    name, op = refused.name, refused.op
+    known = nodes[refused.index] if 0 <= refused.index < len(nodes) else None
+    if known is not None and not name and op in ("", known.op_type):
+        name, op = label(known), op_name(known)
+    return Finding(
+        node=name,
+        op=op,
+        engine="tensorrt",
+        rule="parser",
+        severity="refused",
+        what="the parser refuses it",
+        detail=one_line(refused.reason or _UNSAID)[:_LONGEST],
+        source=source,
+    )

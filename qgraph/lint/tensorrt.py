@@ -9,8 +9,19 @@ from qgraph.graph import Node
 from qgraph.lint.device import nonzero_zero_point
 from qgraph.lint.parser import ask
 from qgraph.lint.rule import Rule, RuleSet
-from qgraph.lint.tensorrt_ops import LIMITS, NO_TYPE, limited, unsupported
+from qgraph.lint.tensorrt_ops import (
+    LIMITS,
+    NO_TYPE,
+    PLUGINS,
+    limited,
+    slice_axes,
+    unsupported,
+    vector_product,
+    without_plugins,
+    written_out,
+)
 from qgraph.lint.view import View
+from qgraph.passes.rewrites.expand_functions import EXPANDED
 from qgraph.passes.rewrites.integer_to_qdq import FORMS as INTEGER_FORMS
 from qgraph.passes.rewrites.qlinear_to_qdq import MICROSOFT_FORMS, ONNX_FORMS
 
@@ -163,6 +174,42 @@ RULES = RuleSet(
             check=_integer_form,
             ops=frozenset({*INTEGER_FORMS, *ONNX_FORMS, *MICROSOFT_FORMS, "MatMulIntegerToFloat"}),
             fix=("integer_to_qdq", "qlinear_to_qdq", "float_bias", *_TO_SYMMETRIC),
+        ),
+        Rule(
+            "written-out",
+            "refused",
+            "there is no kernel for it as one operator",
+            _TRIED,
+            check=written_out,
+            ops=frozenset(EXPANDED),
+            fix=("expand_functions",),
+        ),
+        Rule(
+            "slice-axes",
+            "refused",
+            "a Slice of fewer axes than the tensor has needs to name them",
+            _TRIED,
+            check=slice_axes,
+            ops=frozenset({"Slice"}),
+            fix=("slice_axes",),
+        ),
+        Rule(
+            "vector-product",
+            "refused",
+            "a vector is multiplied by one matrix only",
+            _TRIED,
+            check=vector_product,
+            ops=frozenset({"MatMul"}),
+            fix=("vector_matmul",),
+        ),
+        Rule(
+            "plugin",
+            "refused",
+            "TensorRT brings a plugin for it, TensorRT-RTX does not",
+            f"{_OPERATORS}; {_TRIED}",
+            check=without_plugins,
+            ops=PLUGINS,
+            advice="build with TensorRT, or leave what follows it to the application",
         ),
         Rule(
             "operator",
