@@ -111,7 +111,7 @@ def bench(
 
 
 def _open(entry: Session | Callable[[], Session], stack: ExitStack) -> Session:
-    return entry if isinstance(entry, Session) else stack.enter_context(entry())
+    return stack.enter_context(entry()) if callable(entry) else entry
 
 
 def _block_sizes(runs: int | None, rounds: int) -> list[int | None]:
