@@ -246,6 +246,8 @@ def _select(
     job.listener.stage("measuring engines")
     raw = interface.raw(feeds)
     selection = select_engine(job.target, job.precision, model, floating, raw, float_feeds=feeds)
+    for line in selection.warnings:
+        job.warn(line)
     ratio = selection.slower_than_float
     if ratio is not None and ratio > SLOWER_BY:
         job.warn(

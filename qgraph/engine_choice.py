@@ -1,4 +1,4 @@
-"""Chooses the engine by measuring every one of the target's on the user's model."""
+"""Chooses the engine, and how it runs, by measuring every way of the target's on the user's model."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -8,7 +8,8 @@ from typing import Any
 from qgraph.errors import EngineError
 from qgraph.manifest import Engine, Timing
 from qgraph.runtime import backend
-from qgraph.runtime.backend import EngineOptions, Session
+from qgraph.runtime.assignment import left_behind
+from qgraph.runtime.backend import EngineOptions, Session, Tunable
 from qgraph.runtime.builder import Builder
 from qgraph.runtime.choose import Candidate, Measured, fastest
 from qgraph.runtime.reference import open_reference
@@ -28,6 +29,8 @@ class Selection:
         slower_than_float: Median time relative to the fastest float candidate; None if there is
             none to compare with.
         not_timed: Why nothing was timed; empty where it was.
+        candidate: Name of the fastest among the timings.
+        warnings: What the user should know of how it runs.
     """
 
     backend: str = ""
@@ -35,11 +38,15 @@ class Selection:
     timings: list[Timing] = field(default_factory=list)
     slower_than_float: float | None = None
     not_timed: str = ""
+    candidate: str = ""
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def engine(self) -> Engine | None:
         """The manifest's entry; None where no engine runs here."""
-        return Engine(backend=self.backend, options=self.options) if self.backend else None
+        if not self.backend:
+            return None
+        return Engine(backend=self.backend, options=self.options, candidate=self.candidate)
 
     def open(self, model: Path) -> Session:
         """Open `model` in the selected engine, or unoptimised where there is none."""
@@ -60,9 +67,8 @@ def select_engine(
     """Time `model` in all of the target's engines, in turn with the float model.
 
     Args:
-        target: Its `engines` are the candidates.
-        precision: bf16 lets OpenVINO compute the float parts in bf16; every other precision asks
-            for true float32, which OpenVINO does not do by itself on machines with AMX.
+        target: Its `engines` are the candidates, each in all its variants.
+        precision: The model's.
         model: What was compiled.
         floating: The same model in float32, or None where `model` is that.
         feeds: One sample.
@@ -75,12 +81,14 @@ def select_engine(
         return _without_engine(target, precision, model, feeds)
     candidates = []
     for name in target.engines:
-        wants_bf16 = precision == "bf16" and name == "openvino"
-        options = EngineOptions(float_precision="bf16" if wants_bf16 else "f32")
-        candidates.append(Candidate(name, model, options, label=f"{name} {precision}"))
-        if floating is not None:
-            label = f"{name} fp32 (before)"
-            candidates.append(Candidate(name, floating, label=label, feeds=float_feeds))
+        for label, options in _variants(name, precision).items():
+            suffix = f", {label}" if label else ""
+            title = f"{name} {precision}{suffix}"
+            candidates.append(Candidate(name, model, options, label=title))
+            if floating is not None:
+                plain = _variants(name, "fp32")[label]
+                title = f"{name} fp32{suffix} (before)"
+                candidates.append(Candidate(name, floating, plain, title, float_feeds))
     measured = fastest(candidates, feeds, budget_s=BUDGET_S)
     working = [each for each in measured if each.result is not None]
     ours = [each for each in working if each.candidate.model == model]
@@ -92,12 +100,24 @@ def select_engine(
     float_times = [_time(each) for each in working if each.candidate.model == floating]
     if float_times:
         ratio = _time(best) / min(float_times)
+    assert best.result is not None
+    chosen = best.candidate
     return Selection(
-        best.candidate.backend,
-        asdict(best.candidate.options),
+        chosen.backend,
+        asdict(chosen.options),
         [_timing(each) for each in measured],
         ratio,
+        candidate=str(chosen),
+        warnings=left_behind(
+            backend(chosen.backend), model, feeds, chosen.options, best.result.p50_ms
+        ),
     )
+
+
+def _variants(name: str, precision: str) -> Mapping[str, EngineOptions]:
+    """Ways to run a model of that precision, by label."""
+    engine = backend(name)
+    return engine.variants(precision) if isinstance(engine, Tunable) else {"": EngineOptions()}
 
 
 def _without_engine(
@@ -131,4 +151,5 @@ def _timing(measured: Measured) -> Timing:
         p50_ms=result.p50_ms,
         p90_ms=result.p90_ms,
         relative_time=result.relative_time,
+        through_host_p50_ms=measured.through_host.p50_ms if measured.through_host else None,
     )

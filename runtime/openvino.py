@@ -8,6 +8,7 @@ would spin against OpenVINO's threads.
 import json
 import platform
 import threading
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +39,10 @@ class OpenVino:
         except QGraphError as error:
             return str(error)
         return None
+
+    def variants(self, precision: str) -> Mapping[str, EngineOptions]:
+        """True float32 in the float parts, which it does not do by itself with AMX, or bf16."""
+        return {"": EngineOptions(float_precision="bf16" if precision == "bf16" else "f32")}
 
     def open(self, model: Path | bytes, options: EngineOptions | None = None) -> OrtSession:
         """Open a model; see `qgraph.runtime.backend.Backend.open`.
