@@ -67,6 +67,7 @@ def compile(
     passes: Sequence[Pass] = (),
     hooks: Sequence[Hook] = (),
     listener: Listener | None = None,
+    force: bool = False,
 ) -> Artifact:
     """Compile a trained model to a fast, verified artifact.
 
@@ -90,6 +91,7 @@ def compile(
         passes: The caller's own passes or fusions; they run between clean-up and fusions.
         hooks: Called after every pass with the graph and what was done.
         listener: Told how it goes.
+        force: Build the precision asked for even where the target runs another one faster.
 
     Returns:
         The artifact.
@@ -99,7 +101,9 @@ def compile(
         ModelError, DataError, EngineError, ArtifactError: What the names say.
         AccuracyError: The artifact misses the recipe's floor; it is kept, marked as failed.
     """
-    job = resolve(target, precision, recipe, exclude, settings, listener, io, io_outputs)
+    job = resolve(
+        target, precision, recipe, exclude, settings, listener, io, io_outputs, force=force
+    )
     given = given_encodings(encodings, job)
     folder = output_folder(model, output, job)
     check_output(folder)

@@ -148,7 +148,9 @@ class Target:
         weight_only: Which weights in few bits it multiplies float activations by.
         float_type: What else those models compute in: `fp16`, `bf16`, or empty for their own type.
         costs: Name of the measured times of its products; see `qgraph.costs`.
-        refused: Why it lacks precisions that one might expect of it.
+        refused: Why it lacks precisions that one might expect of it, or builds others.
+        instead: By precision that it can build but should not, what is built unless that is forced.
+        instead_batch: The same where the number of rows that layers multiply at a time is known.
         settings: By precision, `pass.option=value` lines that suit it better than what the recipes
             that ship with qgraph say; the user's own recipes and settings win.
         no_engine: Where there are no engines: why qgraph can't run it.
@@ -179,6 +181,8 @@ class Target:
     float_type: Literal["", "fp16", "bf16"] = ""
     costs: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
+    instead: Mapping[str, str] = field(default_factory=dict)
+    instead_batch: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     no_engine: str = ""
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

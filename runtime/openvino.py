@@ -16,6 +16,7 @@ from typing import Any
 
 from qgraph.errors import EngineError, QGraphError
 from qgraph.runtime.backend import EngineOptions, FloatPrecision, available_cores
+from qgraph.runtime.options import no_options
 from qgraph.runtime.ort_session import OrtSession, error_line, load_onnxruntime, session_options
 
 _registering = threading.Lock()
@@ -53,6 +54,7 @@ class OpenVino:
             ModelError: The file does not exist.
         """
         chosen = options or EngineOptions()
+        no_options(chosen, self.name)
         devices = _cpu_devices()
         _check_precision(chosen.float_precision)
         ort_options = session_options(threads=1)

@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from qgraph.errors import EngineError, UsageError, unknown_name
+from qgraph.runtime.backend import EngineOptions
 
 _Options = TypeVar("_Options")
 
@@ -28,6 +29,16 @@ def own_options(kind: type[_Options], given: Mapping[str, Any], engine: str) -> 
             raise unknown_name(f"option of {engine}", name, known)
         _check(name, value, hints[name], engine)
     return kind(**given)
+
+
+def no_options(options: EngineOptions, engine: str) -> None:
+    """Refuse options of an engine's own where it has none.
+
+    Raises:
+        UsageError: There are some.
+    """
+    for name in options.engine:
+        raise UsageError(f"unknown option of {engine} {name!r}", fix="it has none of its own")
 
 
 def _check(name: str, value: Any, hint: Any, engine: str) -> None:

@@ -141,8 +141,7 @@ class GraphSession(SessionBase):
             if len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)
             return None
-        most = MAX_SESSIONS if self.refusal else MAX_SHAPES
-        if self._given_up or len(self._bound) >= most or not all(all(s) for _, s in key):
+        if self._given_up or self._full() or not all(all(shape) for _, shape in key):
             return None
         if not _bindable((*self._main.inputs, *self._main.outputs)):
             return None
@@ -160,28 +159,35 @@ class GraphSession(SessionBase):
         """
         if self._given_up:
             raise EngineError(self._given_up, where=self.engine, fix=_FIX)
+        if self.refusal and self._full() and key not in self._fixed:
+            raise EngineError(
+                f"graphs for {MAX_SESSIONS} shapes are captured already, each with the weights",
+                where=self.engine,
+                fix="use fewer shapes, or a model that computes no shapes",
+            )
         self._graphs += 1
         try:
             session = self._session_for(key)
             return OrtBound(session, feeds, types, graph=self._graphs, lock=self._lock)
         except EngineError as error:
-            # A capture that breaks off leaves the provider's stream unusable.
             self._given_up = error.what
-            self._drop()
-            self._main = self._opening(graph=False)
+            if not self.refusal:
+                # A capture that breaks off leaves the provider's stream unusable.
+                self._drop()
+                self._main = self._opening(graph=False)
             raise
+
+    def _full(self) -> bool:
+        """Whether there is no room for another shape."""
+        if self.refusal:
+            return len(self._fixed) >= MAX_SESSIONS
+        return len(self._bound) >= MAX_SHAPES
 
     def _session_for(self, key: Key) -> OrtSession:
         """The session that captures for these shapes."""
         if not self.refusal:
             return self._main
         if key not in self._fixed:
-            if len(self._fixed) >= MAX_SESSIONS:
-                raise EngineError(
-                    f"graphs for {MAX_SESSIONS} shapes are captured already, each with the weights",
-                    where=self.engine,
-                    fix="use fewer shapes, or a model without computed shapes",
-                )
             session = self._opening(graph=True, sizes=_sizes(self._main.inputs, dict(key)))
             if reason := _on_host(session):
                 session.close()
