@@ -36,7 +36,7 @@ from qgraph.recipe import Recipe
 from qgraph.runtime.backend import TensorInfo
 from qgraph.target_fit import check_shapes, too_large
 from qgraph.text import few
-from qgraph.timing_sample import timing_sample
+from qgraph.timing_sample import of_batch, timing_sample
 from qgraph.tokenizer import copy_tokenizer
 from qgraph.verify import verify
 
@@ -133,6 +133,7 @@ def compile(
             job.listener.stage("running the original")
             guessed = kind == "random" and held_out is None
             timed = timing_sample(original, feeds[0], caches, positions, guessed=guessed)
+            timed = of_batch(timed, inputs, job.batch)
             size = sum(path.stat().st_size for path in written)
             if line := too_large(job.target, size):
                 job.warn(line)

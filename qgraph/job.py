@@ -28,6 +28,12 @@ class Job:
     listener: Listener
     warnings: list[str]
 
+    @property
+    def batch(self) -> int | None:
+        """Rows that the model will run on at a time, where the user says so."""
+        batch: int | None = self.recipe.passes.get("weight_only", {}).get("batch")
+        return batch
+
     def warn(self, line: str) -> None:
         """Keep a warning for the manifest and tell it, once."""
         if line not in self.warnings:
@@ -83,9 +89,8 @@ def resolve(
 def _substitute(job: Job, force: bool) -> None:
     """Say that a precision is a bad choice for the target, and take the better one unless forced."""
     wanted, hardware = job.requested, job.target
-    batch = job.recipe.passes.get("weight_only", {}).get("batch")
     better = hardware.instead[wanted]
-    if batch is not None:
+    if job.batch is not None:
         better = hardware.instead_batch.get(wanted, better)
     line = f"{wanted} is slow on {hardware.name}: {hardware.refused[wanted]}"
     if force:

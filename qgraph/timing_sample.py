@@ -10,7 +10,8 @@ from qgraph.data import Feeds
 from qgraph.decoder import Decoder
 from qgraph.errors import DataError, EngineError, QGraphError
 from qgraph.kv_cache import Cache
-from qgraph.runtime.backend import Session
+from qgraph.runtime.backend import Session, TensorInfo
+from qgraph.runtime.batching import batched_inputs
 from qgraph.runtime.reference import open_reference
 
 # Tokens in front of the one that is timed: a short prompt and some of its answer.
@@ -63,6 +64,25 @@ def timing_sample(
             return _step(Decoder(reference, caches, context), sample)
         except QGraphError as error:
             return TimingSample(sample, f"one sample ({error.what})")
+
+
+def of_batch(sample: TimingSample, inputs: Sequence[TensorInfo], batch: int | None) -> TimingSample:
+    """Repeat a sample along the batch axis, where a batch is asked for and the axis is free.
+
+    Args:
+        sample: What was taken.
+        inputs: The model's.
+        batch: Rows that there will be at a time; None to leave the sample alone.
+    """
+    batched = batched_inputs(inputs)
+    if batch is None or not batched or not isinstance(batched[0].shape[0], str):
+        return sample
+    rows = {info.name for info in batched}
+    feeds = {
+        name: np.resize(array, (batch, *array.shape[1:])) if name in rows and len(array) else array
+        for name, array in sample.feeds.items()
+    }
+    return TimingSample(feeds, f"{sample.what}, batch {batch}")
 
 
 def _run(reference: Session, sample: Feeds, guessed: bool) -> None:

@@ -279,6 +279,15 @@ class Tunable(Protocol):
         ...
 
 
+@runtime_checkable
+class WithMemory(Protocol):
+    """A backend that computes in a device's memory."""
+
+    def device_memory(self) -> int | None:
+        """Bytes in use on the device, by all processes; None where nobody tells."""
+        ...
+
+
 def available_cores() -> int:
     """Logical cores this process may use: its affinity mask, cut by a container's CPU quota."""
     if hasattr(os, "sched_getaffinity"):

@@ -77,6 +77,10 @@ class OnnxRuntimeCuda:
         }
         return {label: EngineOptions(engine=_changed(each)) for label, each in found.items()}
 
+    def device_memory(self) -> int | None:
+        """Bytes in use on the first GPU; see `used_memory`."""
+        return used_memory()
+
     def open(
         self, model: Path | bytes, options: EngineOptions | None = None
     ) -> OrtSession | GraphSession:
