@@ -1,6 +1,7 @@
 """The story of a compile, from a model file to an artifact."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -219,8 +220,11 @@ def _rewrite(
 
 def _remove_float(floating: Path | None, scratch: Path) -> None:
     if floating is not None:
-        for file in scratch.glob(f"{floating.name}*"):
-            file.unlink()
+        for path in scratch.glob(f"{floating.name}*"):
+            if path.is_dir():  # engines that were kept beside it
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 # -- what comes after ------------------------------------------------------------------------------
