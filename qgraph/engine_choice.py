@@ -1,7 +1,7 @@
 """Chooses the engine, and how it runs, by measuring every way of the target's on the user's model."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,39 +79,64 @@ def select_engine(
     """
     if all(backend(name).unavailable() is not None for name in target.engines):
         return _without_engine(target, precision, model, feeds)
-    candidates = []
-    for name in target.engines:
-        for label, options in _variants(name, precision).items():
-            suffix = f", {label}" if label else ""
-            title = f"{name} {precision}{suffix}"
-            candidates.append(Candidate(name, model, options, label=title))
-            if floating is not None:
-                plain = _variants(name, "fp32")[label]
-                title = f"{name} fp32{suffix} (before)"
-                candidates.append(Candidate(name, floating, plain, title, float_feeds))
-    measured = fastest(candidates, feeds, budget_s=BUDGET_S)
+    ours = [
+        Candidate(name, model, options, _title(name, precision, label))
+        for name in target.engines
+        for label, options in _variants(name, precision).items()
+    ]
+    # Where each engine runs in one way only, the float model is timed in the same run; else only
+    # in the way that turns out fastest, since many open sessions take memory.
+    together = len(ours) == len(target.engines)
+    before = [
+        Candidate(name, floating, label=f"{_title(name, 'fp32')} (before)", feeds=float_feeds)
+        for name in target.engines
+        if floating is not None
+    ]
+    measured = fastest([*ours, *before] if together else ours, feeds, budget_s=BUDGET_S)
     working = [each for each in measured if each.result is not None]
-    ours = [each for each in working if each.candidate.model == model]
-    if not ours:
+    best = next((each for each in working if each.candidate.model == model), None)
+    if best is None or best.result is None:
         reasons = "; ".join(f"{m.candidate}: {m.reason}" for m in measured)
         raise EngineError(f"no engine runs the compiled model ({reasons})")
-    best = ours[0]
-    ratio = None
-    float_times = [_time(each) for each in working if each.candidate.model == floating]
-    if float_times:
-        ratio = _time(best) / min(float_times)
-    assert best.result is not None
     chosen = best.candidate
+    if floating is not None and not together:
+        measured += _before(best, floating, feeds, float_feeds)
+    float_times = [_time(m) for m in measured if m.candidate.model == floating and m.result]
     return Selection(
         chosen.backend,
         asdict(chosen.options),
         [_timing(each) for each in measured],
-        ratio,
+        _time(best) / min(float_times) if float_times else None,
         candidate=str(chosen),
         warnings=left_behind(
             backend(chosen.backend), model, feeds, chosen.options, best.result.p50_ms
         ),
     )
+
+
+def _before(
+    best: Measured,
+    floating: Path,
+    feeds: Mapping[str, Any],
+    float_feeds: Mapping[str, Any] | None,
+) -> list[Measured]:
+    """Time the float model in the way that is best for ours, in turn with it."""
+    ours = best.candidate
+    way = str(ours).partition(", ")[2]
+    title = f"{_title(ours.backend, 'fp32', way)} (before)"
+    plain = Candidate(ours.backend, floating, ours.options, title, float_feeds)
+    found = fastest([ours, plain], feeds, budget_s=BUDGET_S / 2)
+    by_model = {each.candidate.model: each for each in found}
+    result, own = by_model[floating].result, by_model[ours.model].result
+    if result is None or own is None:
+        return [by_model[floating]]
+    relative = result.relative_time / own.relative_time * _time(best)
+    return [replace(by_model[floating], result=replace(result, relative_time=relative))]
+
+
+def _title(engine: str, precision: str, way: str = "") -> str:
+    """What a candidate is called."""
+    return f"{engine} {precision}" + (f", {way}" if way else "")
 
 
 def _variants(name: str, precision: str) -> Mapping[str, EngineOptions]:

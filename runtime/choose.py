@@ -9,7 +9,7 @@ from typing import Any
 from qgraph.errors import EngineError, QGraphError, UsageError
 from qgraph.runtime import backend
 from qgraph.runtime.backend import EngineOptions, Session
-from qgraph.runtime.bench import BenchResult, bench
+from qgraph.runtime.bench import REST_S, BenchResult, bench
 from qgraph.runtime.tensors import Array
 from qgraph.runtime.wrapped import OnDevice, OnOwnFeeds
 
@@ -138,7 +138,16 @@ def _bench(
         return []
     share = budget_s / len(sessions)
     warmup = share * _WARMUP_SHARE
-    results = bench(sessions, feeds, seconds=share - warmup, warmup_s=warmup, rounds=_ROUNDS)
+    # Resting is for threads that spin; sessions on a device have none that matter.
+    spins = any(session.device == "cpu" for session in sessions.values())
+    results = bench(
+        sessions,
+        feeds,
+        seconds=share - warmup,
+        warmup_s=warmup,
+        rounds=_ROUNDS,
+        rest_s=REST_S if spins else 0.0,
+    )
     return relative_to_fastest(results)
 
 

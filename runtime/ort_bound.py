@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qgraph.runtime.backend import DLPack
-from qgraph.runtime.ort_values import copied, from_feed, to_numpy
+from qgraph.runtime.ort_values import copied, fill, placed, take, to_numpy
 from qgraph.runtime.tensors import Array, check_bound, check_names
 
 if TYPE_CHECKING:
@@ -46,12 +48,12 @@ class OrtBound:
         self._lock = threading.RLock() if lock is None else lock
         known = check_names(session.inputs, feeds, session.optional)
         self._infos = {name: known[name] for name in feeds}
-        given = {name: from_feed(info, feeds[name]) for name, info in self._infos.items()}
+        given = {name: take(info, feeds[name]) for name, info in self._infos.items()}
         with session.native() as native, self._lock:
             self._binding = native.io_binding()
             self._inputs = {
-                name: copied(self._infos[name].dtype, value, session.memory[name])
-                for name, value in given.items()
+                name: placed(self._infos[name].dtype, taken, session.memory[name])
+                for name, taken in given.items()
             }
             for name, value in self._inputs.items():
                 self._binding.bind_ortvalue_input(name, value)
@@ -86,10 +88,10 @@ class OrtBound:
         """Copy feeds into the inputs that they name; see `qgraph.runtime.backend.Bound.update`."""
         known = check_names((), feeds, tuple(self._infos.values()))
         for name, feed in feeds.items():
-            value, held = from_feed(known[name], feed), self._inputs[name]
-            check_bound(name, held.shape(), value.shape())
-            if value.tensor_size_in_bytes():
-                held.update_inplace(value)
+            taken, held = take(known[name], feed), self._inputs[name]
+            shape = taken.shape if isinstance(taken, np.ndarray) else taken.shape()
+            check_bound(name, held.shape(), shape)
+            fill(known[name].dtype, held, taken)
 
     def numpy(self, name: str) -> Array:
         """One output in memory of the host."""

@@ -329,7 +329,7 @@ def _infos(metas: Sequence[Any]) -> tuple[TensorInfo, ...]:
 def _memory(infos: Sequence[TensorInfo], places: Sequence[Any], device: str) -> dict[str, str]:
     """Whether tensors lie on the device or on the host, such as shapes that the CPU reads."""
     return {
-        info.name: device if place.name.lower() == device else "cpu"
+        info.name: "cpu" if re.search("cpu|pinned", place.name.lower()) else device
         for info, place in zip(infos, places, strict=True)
     }
 

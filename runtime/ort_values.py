@@ -1,7 +1,7 @@
 """ONNX Runtime's values: from numpy and DLPack, and back, on the host and on a device."""
 
 import ctypes
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,8 @@ def onnx_code(dtype: str) -> int:
     """The number of an element type in ONNX's TensorProto."""
     from onnx import TensorProto
 
-    return int(TensorProto.DataType.Value("FLOAT" if dtype == "float32" else _plain(dtype)))
-
-
-def _plain(dtype: str) -> str:
-    return "DOUBLE" if dtype == "float64" else dtype.upper()
+    name = {"float32": "float", "float64": "double"}.get(dtype, dtype)
+    return int(TensorProto.DataType.Value(name.upper()))
 
 
 def from_numpy(dtype: str, array: Array) -> Any:
@@ -39,8 +36,8 @@ def from_numpy(dtype: str, array: Array) -> Any:
     return OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx_code(dtype))
 
 
-def from_feed(info: TensorInfo, feed: Any) -> Any:
-    """A value on a feed's own memory, wherever that lies.
+def take(info: TensorInfo, feed: Any) -> Any:
+    """A feed on its own memory, wherever that lies: a numpy array, or a value made of DLPack.
 
     Raises:
         DataError: Its type or shape is not the input's, it is not contiguous, or holds strings.
@@ -48,7 +45,7 @@ def from_feed(info: TensorInfo, feed: Any) -> Any:
     if info.dtype == "string":
         raise DataError("strings have no DLPack", where=f"input {info.name!r}", fix="use run")
     if not is_foreign(feed):
-        return from_numpy(info.dtype, check_array(info, feed))
+        return check_array(info, feed)
     from onnxruntime import OrtValue
 
     from qgraph.runtime.ort_session import type_from_ort
@@ -65,16 +62,36 @@ def from_feed(info: TensorInfo, feed: Any) -> Any:
     return value
 
 
-def room(dtype: str, shape: Sequence[int], device: str) -> Any:
-    """Memory of a device for a tensor."""
+def from_feed(info: TensorInfo, feed: Any) -> Any:
+    """A value on a feed's own memory; see `take`."""
+    taken = take(info, feed)
+    return from_numpy(info.dtype, taken) if isinstance(taken, np.ndarray) else taken
+
+
+def placed(dtype: str, taken: Any, device: str) -> Any:
+    """A copy of what `take` gave, in memory of a device."""
     from onnxruntime import OrtValue
 
-    return OrtValue.ortvalue_from_shape_and_type(list(shape), onnx_code(dtype), device, 0)
+    if not isinstance(taken, np.ndarray):
+        return copied(dtype, taken, device)
+    if dtype in EXTENSION_DTYPES:
+        return copied(dtype, from_numpy(dtype, taken), device)
+    return OrtValue.ortvalue_from_numpy(taken.copy() if device == "cpu" else taken, device, 0)
+
+
+def fill(dtype: str, held: Any, taken: Any) -> None:
+    """Copy what `take` gave into a value of the same shape."""
+    if isinstance(taken, np.ndarray) and dtype in EXTENSION_DTYPES:
+        taken = from_numpy(dtype, taken)
+    if math.prod(held.shape()):
+        held.update_inplace(taken)
 
 
 def copied(dtype: str, value: Any, device: str) -> Any:
     """A copy of a value in memory of a device."""
-    made = room(dtype, value.shape(), device)
+    from onnxruntime import OrtValue
+
+    made = OrtValue.ortvalue_from_shape_and_type(value.shape(), onnx_code(dtype), device, 0)
     if value.tensor_size_in_bytes():
         made.update_inplace(value)
     return made

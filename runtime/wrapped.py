@@ -37,7 +37,7 @@ class OnOwnFeeds(Wrapped):
     def __init__(self, session: Session, feeds: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Wrap an open session."""
         super().__init__(session)
-        self._feeds = feeds
+        self._feeds, self.device = feeds, session.device
 
     def run(
         self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
@@ -52,7 +52,7 @@ class OnDevice(Wrapped):
     def __init__(self, session: Session, feeds: Mapping[str, Any]) -> None:
         """Bind the feeds in an open session."""
         super().__init__(session)
-        self._bound = session.bind(feeds)
+        self._bound, self.device = session.bind(feeds), session.device
 
     def run(
         self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
