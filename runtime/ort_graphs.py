@@ -6,8 +6,8 @@ came before, up to `MAX_SHAPES` of them. All else runs kernel by kernel: the fir
 decoder's ever longer cache, inputs without elements.
 
 Where computing shapes keeps nodes on the CPU, ONNX Runtime captures nothing as long as axes are dynamic. A
-session of its own is then opened for each shape, with the axes fixed, so that shapes are constants; it
-holds the weights once more, so there are fewer of them.
+session of its own is then opened for a shape that is bound, or comes `STREAK` times in a row, with the
+axes fixed, so that shapes are constants. It holds the weights once more, so there are few of them.
 
 Graphs belong to the thread that captured them: another thread that comes with the same shape captures again.
 Runs follow one another, since they share buffers and ONNX Runtime's memory.
@@ -29,8 +29,10 @@ from qgraph.runtime.tensors import EXTENSION_DTYPES, Array, check_names, is_fore
 
 # Each keeps buffers for its inputs and outputs, and what ONNX Runtime allocated meanwhile.
 MAX_SHAPES = 16
-# Each of these holds the weights too.
+# Each of these holds the weights too, and takes as long to open as the model does: only for a shape
+# that comes so many times in a row.
 MAX_SESSIONS = 4
+STREAK = 8
 _REMEMBERED = 256
 
 Key = tuple[tuple[str, tuple[int, ...]], ...]
@@ -75,13 +77,14 @@ class GraphSession(SessionBase):
         self._fixed: dict[Key, OrtSession] = {}
         self._bound: dict[Key, OrtBound] = {}
         self._seen: OrderedDict[Key, None] = OrderedDict()
+        self._last: Key | None = None
+        self._streak = 0
         self._graphs = 0
         self._given_up = ""
         if self.refusal and not any(isinstance(d, str) for i in main.inputs for d in i.shape):
             main.close()
-            raise EngineError(
-                f"no CUDA graph can be captured: {self.refusal}", where=main.engine, fix=_FIX
-            )
+            self._given_up = self.refusal
+            raise self._impossible()
 
     def run(
         self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
@@ -134,12 +137,16 @@ class GraphSession(SessionBase):
     def _again(self, feeds: Mapping[str, Any]) -> OrtBound | None:
         """Buffers and graph for feeds whose shapes came before; None to run kernel by kernel."""
         key = _key(self._main, feeds)
+        self._streak = self._streak + 1 if key == self._last else 1
+        self._last = key
         if key in self._bound:
             return self._bound[key]
         if key not in self._seen:
             self._seen[key] = None
             if len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)
+            return None
+        if self.refusal and self._streak < STREAK:
             return None
         if self._given_up or self._full() or not all(all(shape) for _, shape in key):
             return None
@@ -158,7 +165,7 @@ class GraphSession(SessionBase):
             EngineError: It can't be done; kernels run one by one from then on.
         """
         if self._given_up:
-            raise EngineError(self._given_up, where=self.engine, fix=_FIX)
+            raise self._impossible()
         if self.refusal and self._full() and key not in self._fixed:
             raise EngineError(
                 f"graphs for {MAX_SESSIONS} shapes are captured already, each with the weights",
@@ -175,7 +182,11 @@ class GraphSession(SessionBase):
                 # A capture that breaks off leaves the provider's stream unusable.
                 self._drop()
                 self._main = self._opening(graph=False)
-            raise
+            raise self._impossible() from error
+
+    def _impossible(self) -> EngineError:
+        what = f"no CUDA graph can be captured: {self._given_up}"
+        return EngineError(what, where=self.engine, fix=_FIX)
 
     def _full(self) -> bool:
         """Whether there is no room for another shape."""
@@ -191,9 +202,7 @@ class GraphSession(SessionBase):
             session = self._opening(graph=True, sizes=_sizes(self._main.inputs, dict(key)))
             if reason := _on_host(session):
                 session.close()
-                raise EngineError(
-                    f"no CUDA graph can be captured: {reason}", where=self.engine, fix=_FIX
-                )
+                raise EngineError(reason)
             self._fixed[key] = session
         return self._fixed[key]
 

@@ -94,7 +94,10 @@ def test_inputs_without_elements_run_as_they_are() -> None:
         assert np.from_dlpack(session.bind(rows(0)).outputs["z"]).shape == (0, 3)
 
 
-def test_where_dynamic_axes_are_refused_each_shape_has_its_session() -> None:
+def test_where_dynamic_axes_are_refused_each_shape_has_its_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ort_graphs, "STREAK", 2)
     model = text("g (float[N, 3] x, float[3] w) => (float[N, 3] z) { p = Mul(x, w) z = Neg(p) }")
     opening = Opening(model, refuse="nodes on the CPU")
     with GraphSession(opening) as session:
@@ -119,6 +122,21 @@ def test_where_dynamic_axes_are_refused_each_shape_has_its_session() -> None:
     for each in opening.sessions:
         with pytest.raises(EngineError, match="closed"):
             each.run(rows(2))
+
+
+def test_sessions_are_opened_only_for_shapes_that_stay() -> None:
+    """A decoder's steps come again with every text, but never twice in a row."""
+    opening = Opening(affine(), refuse="nodes on the CPU")
+    with GraphSession(opening) as session:
+        for _ in range(5):
+            for count in range(1, 10):
+                np.testing.assert_array_equal(
+                    session.run(rows(count))["z"], -(rows(count)["x"] * W)
+                )
+        assert opening.opened == [(False, {})]
+        for _ in range(ort_graphs.STREAK):
+            session.run(rows(3))
+        assert opening.opened == [(False, {}), (True, {"N": 3})]
 
 
 def test_what_can_not_be_captured_runs_kernel_by_kernel() -> None:
