@@ -94,7 +94,7 @@ def _substitute(job: Job, force: bool) -> None:
         better = hardware.instead_batch.get(wanted, better)
     line = f"{wanted} is slow on {hardware.name}: {hardware.refused[wanted]}"
     if force:
-        job.warn(f"{line}; built all the same, as --force says")
+        job.warn(f"{line}; done all the same")
         return
     job.warn(f"{line}; built {better} instead (--force builds {wanted})")
     job.precision = better

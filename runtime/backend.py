@@ -65,7 +65,7 @@ class EngineOptions:
         """Refuse values that no engine accepts.
 
         Raises:
-            UsageError: `threads` is negative or `float_precision` unknown.
+            UsageError: `threads` is negative, `float_precision` unknown or `engine` no mapping.
         """
         if self.threads < 0:
             raise UsageError(f"threads is {self.threads}", fix="give 0 (all cores) or more")
@@ -74,6 +74,8 @@ class EngineOptions:
                 f"float_precision is {self.float_precision!r}",
                 fix=f"choose one of: {', '.join(FLOAT_PRECISIONS)}",
             )
+        if not isinstance(self.engine, Mapping):
+            raise UsageError(f"engine is {self.engine!r}", fix="give options by name")
 
 
 @dataclass(frozen=True)

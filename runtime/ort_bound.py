@@ -49,7 +49,7 @@ class OrtBound:
         known = check_names(session.inputs, feeds, session.optional)
         self._infos = {name: known[name] for name in feeds}
         given = {name: take(info, feeds[name]) for name, info in self._infos.items()}
-        with session.native() as native, self._lock:
+        with self._lock, session.native() as native:
             self._binding = native.io_binding()
             self._inputs = {
                 name: placed(self._infos[name].dtype, taken, session.memory[name])
@@ -81,7 +81,8 @@ class OrtBound:
 
     def run(self) -> None:
         """Run on what the inputs hold now, and wait for the result."""
-        with self._session.native() as native, self._lock:
+        # In this order: who holds the lock may close the session, which waits for runs.
+        with self._lock, self._session.native() as native:
             self._session.run_bound(native, self._binding, self._options)
 
     def update(self, feeds: Mapping[str, Any]) -> None:

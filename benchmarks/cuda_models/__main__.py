@@ -36,7 +36,7 @@ from qgraph.runtime import backend
 
 # Rows whose answers are compared.
 COMPARED = 8
-TIMEOUT_S = 300
+TIMEOUT_S = 500
 
 
 def main() -> int:

@@ -43,8 +43,13 @@ def measure(
     name, quick = job["model"], job["quick"]
     given = feeds(name, batch, quick=quick)
     path = Path(job["folder"]) / f"{job['dtype']}.onnx"
-    session = _open(path, device, sizes(name, batch, quick=quick), nhwc=job["nhwc"])
-    for graph in (None, 1) if device.graphs else (None,):
+    lengths, graphs = sizes(name, batch, quick=quick), device.graphs
+    try:
+        session = _open(path, device, lengths, nhwc=job["nhwc"], graphs=graphs)
+    except Exception as refused:  # noqa: BLE001 - onnxruntime's errors have no common base
+        found["no_graph"], graphs = str(refused).splitlines()[0], False
+        session = _open(path, device, lengths, nhwc=job["nhwc"], graphs=False)
+    for graph in (None, 1) if graphs else (None,):
         run, answer = _bound(session, device, given, WORKLOADS[name].answer, graph)
         key = "graph" if graph else "kernels"
         found[f"{key}_us"] = round(median_us(run, device), 1)
@@ -61,7 +66,9 @@ def error(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.sqrt(((got - want) ** 2).mean() / (want**2).mean()))
 
 
-def _open(path: Path, device: Device, lengths: dict[str, int], *, nhwc: bool) -> Any:
+def _open(
+    path: Path, device: Device, lengths: dict[str, int], *, nhwc: bool, graphs: bool = False
+) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     for name, length in lengths.items():
@@ -69,7 +76,8 @@ def _open(path: Path, device: Device, lengths: dict[str, int], *, nhwc: bool) ->
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.name == "cuda":
         ort.preload_dlls()
-        settings = {"use_tf32": "0", "enable_cuda_graph": "1", "prefer_nhwc": str(int(nhwc))}
+        settings = {"use_tf32": "0", "prefer_nhwc": str(int(nhwc))}
+        settings["enable_cuda_graph"] = str(int(graphs))
         providers = [("CUDAExecutionProvider", settings), *providers]
     session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     if device.name == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":

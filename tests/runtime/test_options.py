@@ -77,3 +77,8 @@ def test_cuda_options_are_checked_before_anything_is_loaded():
         CUDA.open(small_cnn().SerializeToString(), EngineOptions(engine={"nwhc": True}))
     with pytest.raises(EngineError, match="use true or false"):
         CUDA.open(small_cnn().SerializeToString(), EngineOptions(engine={"nhwc": 1}))
+
+
+def test_options_that_are_no_mapping():
+    with pytest.raises(UsageError, match="engine is 'graph'; give options by name"):
+        EngineOptions(engine="graph")

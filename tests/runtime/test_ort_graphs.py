@@ -4,6 +4,7 @@ The CPU provider takes and ignores the number of a graph, so that shapes, buffer
 back run here as they do there; tests/gpu has what only a GPU shows.
 """
 
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -171,6 +172,33 @@ def test_a_capture_that_fails_leaves_a_session_that_works(monkeypatch: pytest.Mo
         assert [graph for graph, _ in opening.opened] == [True, False]
         with pytest.raises(EngineError, match="the stream is capturing"):
             session.bind({"x": one})
+
+
+def test_a_failing_capture_waits_for_buffers_that_others_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with GraphSession(Opening(affine())) as session:
+        bound, began = session.bind(rows(2)), threading.Event()
+
+        def work() -> None:
+            while True:
+                bound.run()
+                began.set()
+
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(work)
+            assert began.wait(10)
+            with monkeypatch.context() as patched:
+                patched.setattr(ort_graphs, "OrtBound", _refusing)
+                with pytest.raises(EngineError, match="captured: it broke off"):
+                    session.bind(rows(3))
+            with pytest.raises(EngineError, match="the session is closed"):
+                running.result(10)
+        same(session, rows(3))
+
+
+def _refusing(*_: Any, **__: Any) -> None:
+    raise EngineError("it broke off")
 
 
 def test_threads_share_the_buffers_one_after_the_other() -> None:
