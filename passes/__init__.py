@@ -18,6 +18,8 @@ PASSES = [
     "qgraph.passes.insert_qdq:InsertQDQ",
     "qgraph.passes.dynamic_int8:DynamicInt8",
     "qgraph.passes.weight_only.quantize:WeightOnly",
+    "qgraph.passes.fp8.quantize:Fp8",
+    "qgraph.passes.fp8.gemm:GemmFloat8",
     "qgraph.passes.half:Half",
     "qgraph.passes.linear_to_matmul:LinearToMatMul",
     "qgraph.passes.fold_images:FoldImages",

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from qgraph.cache import open_cache
 from qgraph.context import Context
-from qgraph.encoding import Encoding, Spec, encode_range
+from qgraph.encoding import FLOATS, Encoding, Spec, encode_range
 from qgraph.errors import DataError, UsageError, unknown_name
 from qgraph.facts import Plan
 from qgraph.graph import Graph
@@ -27,6 +27,8 @@ from qgraph.passes.observers.histogram import check_bins
 from qgraph.pipeline import Pass, PassReport
 
 AUTO = "auto"
+# What these minimise is counted in steps of one size, which floating-point codes do not have.
+EVEN_STEPS = (AUTO, "entropy", "mse")
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,17 @@ class Calibrate(Pass):
 
         Raises:
             DataError: There is no data, or it makes a value NaN or infinite.
+            UsageError: The observer finds ranges for integers only, and codes are in float8.
         """
         plan: Plan = graph.facts.get("plan")
         report = PassReport()
+        if self.observer in EVEN_STEPS and any(
+            placement.spec.dtype in FLOATS for placement in plan.activations.values()
+        ):
+            raise UsageError(
+                f"calibrate.observer={self.observer} finds ranges for integers only",
+                fix="use minmax, mean-minmax, moving-average or percentile for fp8",
+            )
         given = Imported({}, {})
         if context.encodings is not None:
             given = import_encodings(context.encodings, graph, plan, context, report)

@@ -1,6 +1,6 @@
 """Whole-graph float16 or bfloat16, with range-checked casts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from qgraph import onnx_io
@@ -28,10 +28,11 @@ class Half(Pass):
     is a bias that vanishes beside the products it is added to. Infinities
     in constants stay infinite; a result that is infinite on the data stays in float32.
 
-    Bodies of If, Loop and Scan, custom operators, random numbers and quantized operators stay in
+    Bodies of If, Loop and Scan, custom operators, random numbers and integer operators stay in
     float32. Each value is cast at most once per direction. Products with quantized weights and
     float data (MatMulNBits, DequantizeLinear of constants) are computed in the type: of their
-    constants, scales and float zero points are rounded to it.
+    constants, scales and float zero points are rounded to it, and so are the scales of
+    QuantizeLinear and DequantizeLinear with codes in float8.
 
     Where the target computes nothing in the type, or with `weights_only`, constants are stored
     in it with a Cast to float32 behind them, and everything is computed in float32.
@@ -86,8 +87,8 @@ class Half(Pass):
     def _convert(self, graph: Graph, chooser: Chooser) -> PassReport:
         report = chooser.report
         label = PRECISION[self.dtype]
-        plan = Plan()
         before = graph.facts.plan or Plan()
+        plan = replace(before, nodes={})
         for node in graph.nodes():
             if node in chooser.half:
                 plan.nodes[node.name or ""] = (label, f"computes in {self.dtype}")

@@ -28,7 +28,7 @@ ADDED = {
 
 # Inputs that codes are multiplied by. A scale may be a subnormal number, as long as it keeps its
 # value: other tensors that small are judged by what computing with them would lose.
-SCALES = {"DequantizeLinear": (1,), "MatMulNBits": (2,)}
+SCALES = {"DequantizeLinear": (1,), "QuantizeLinear": (1,), "MatMulNBits": (2,)}
 # Rounding may move scales by this share of their norm: much less than codes of 8 bits round by.
 SCALE_ERROR = 2.0**-9
 

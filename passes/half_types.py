@@ -44,6 +44,7 @@ QUANTIZED = frozenset(
 # Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
 CONTRIBUTED = {
     ("com.microsoft", "MatMulNBits"): ((True, False, True, True, False, True), (True,)),
+    ("com.microsoft", "MultiHeadAttention"): ((True,) * 4 + (False,) + (True,) * 3, (True,) * 3),
 }
 
 # Operators that copy elements and compute nothing: their type matters to their neighbours only.
@@ -104,7 +105,8 @@ def slots(graph: Graph, node: Node, half: ir.DataType) -> Slots | str:
         return f"custom operator of domain {node.domain!r}"
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _attrs(node)):
         return "its bodies stay in float32; values are cast at their border"
-    if node.op_type in QUANTIZED and not dequantizes_weight(graph, node):
+    integers = node.op_type in QUANTIZED and not in_float8(node)
+    if integers and not dequantizes_weight(graph, node):
         return "part of a quantized model"
     if node.op_type in KEPT:
         return KEPT[node.op_type]
@@ -127,7 +129,8 @@ def slots(graph: Graph, node: Node, half: ir.DataType) -> Slots | str:
 def in_quantized_unit(graph: Graph, node: Node) -> bool:
     """Whether an engine may run `node` in integers, between DequantizeLinear and QuantizeLinear.
 
-    Codes of weights alone make no integer kernel: the data must be codes, too.
+    Codes of weights alone make no integer kernel: the data must be codes, too. Those in float8 make
+    none either: their kernels take scales and give results in half.
     """
     before = (v.producer() for v in node.inputs if v is not None)
     after = (use.node for out in node.outputs for use in out.uses())
@@ -135,8 +138,18 @@ def in_quantized_unit(graph: Graph, node: Node) -> bool:
         n is not None
         and graph.is_standard(n, "DequantizeLinear")
         and not graph.is_constant(n.inputs[0])
+        and not in_float8(n)
         for n in before
-    ) or any(graph.is_standard(n, "QuantizeLinear") for n in after)
+    ) or any(graph.is_standard(n, "QuantizeLinear") and not in_float8(n) for n in after)
+
+
+def in_float8(node: Node) -> bool:
+    """Whether a QuantizeLinear or DequantizeLinear makes or reads codes in 8-bit floating point."""
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        return False
+    codes = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
+    dtype = None if codes is None else codes.dtype
+    return dtype in (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 
 
 def dequantizes_weight(graph: Graph, node: Node) -> bool:

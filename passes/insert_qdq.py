@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qgraph.context import Context
-from qgraph.encoding import INTEGERS, Encoding
+from qgraph.encoding import INTEGERS, Encoding, code_type
 from qgraph.errors import UsageError
 from qgraph.facts import Plan, QuantizedWeight
 from qgraph.graph import Graph, Node, Value
@@ -67,7 +67,7 @@ class _Writer:
         """Codes, scale and zero point as constants, the same ones for all nodes that share them."""
         if id(weight) not in self._weights:
             scale = np.atleast_1d(weight.encoding.scale.squeeze())
-            zero = np.zeros(scale.shape, INTEGERS[weight.encoding.dtype][2])
+            zero = np.zeros(scale.shape, code_type(weight.encoding.dtype))
             self._weights[id(weight)] = [
                 self.graph.constant(f"{name}_codes", weight.codes),
                 self.graph.constant(f"{name}_scale", scale),
@@ -182,7 +182,7 @@ class _Writer:
     def _shared(self, encoding: Encoding, name: str) -> tuple[Value, Value]:
         """Scale and zero point as constants, the same ones for all values of a group."""
         if id(encoding) not in self._parameters:
-            dtype = INTEGERS[encoding.dtype][2]
+            dtype = code_type(encoding.dtype)
             self._parameters[id(encoding)] = (
                 self.graph.constant(f"{name}_scale", encoding.scale),
                 self.graph.constant(f"{name}_zero_point", encoding.zero_point.astype(dtype)),

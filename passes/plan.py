@@ -58,7 +58,7 @@ class PlanQuantization(Pass):
         wishes = Wishes(
             context.exclude, self.keep_first, self.keep_last, self.attention, self.min_channels
         )
-        rules = Rules(graph, target, wishes)
+        rules = Rules(graph, target.at(self.precision), wishes)
         graph.facts.plan = write_plan(rules, _PLACEMENTS[target.placement](rules), self.precision)
         report = PassReport()
         for name, (precision, reason) in graph.facts.plan.nodes.items():

@@ -104,7 +104,9 @@ class _Work:
         self.pixels = image_input(self.graph.signature(), self.images)
         self.active = self.options.active
         # Before names change.
-        self.encodings: Mapping[str, Encoding] = self.graph.facts.encodings or {}
+        known: Mapping[str, Encoding] = self.graph.facts.encodings or {}
+        # Codes in floating point are none that a caller could hand in.
+        self.encodings = {name: each for name, each in known.items() if each.dtype in INTEGERS}
 
     def look(self) -> None:
         """Find the ranges of outputs, and of inputs that have no encoding, on the data."""

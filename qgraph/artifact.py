@@ -43,24 +43,7 @@ class Artifact:
             ArtifactError: There is no artifact, or its manifest can't be understood.
         """
         folder = Path(path)
-        file = folder / MANIFEST
-        if not file.is_file():
-            raise ArtifactError(
-                "is no artifact (it has no manifest.json)",
-                where=str(folder),
-                fix="name a folder that `qgraph compile` wrote",
-            )
-        try:
-            manifest = Manifest.model_validate_json(file.read_bytes())
-        except (pydantic.ValidationError, OSError) as error:
-            found = _schema_version(file)
-            if found is not None and found > SCHEMA_VERSION:
-                raise ArtifactError(
-                    f"was written by a newer qgraph (schema {found})",
-                    where=str(folder),
-                    fix="upgrade qgraph",
-                ) from error
-            raise ArtifactError("manifest.json is damaged", where=str(folder)) from error
+        manifest = read_manifest(folder)
         if not (folder / MODEL).is_file():
             raise ArtifactError(f"{MODEL} is missing", where=str(folder), fix="compile it again")
         return cls(folder, manifest)
@@ -109,6 +92,32 @@ class Artifact:
         raise EngineError("no engine can run it here", where=str(self.path), fix="; ".join(reasons))
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """Read what an artifact says about itself, whatever has become of its files.
+
+    Raises:
+        ArtifactError: There is no artifact, or its manifest can't be understood.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise ArtifactError(
+            "is no artifact (it has no manifest.json)",
+            where=str(folder),
+            fix="name a folder that `qgraph compile` wrote",
+        )
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except (pydantic.ValidationError, OSError) as error:
+        found = _schema_version(file)
+        if found is not None and found > SCHEMA_VERSION:
+            raise ArtifactError(
+                f"was written by a newer qgraph (schema {found})",
+                where=str(folder),
+                fix="upgrade qgraph",
+            ) from error
+        raise ArtifactError("manifest.json is damaged", where=str(folder)) from error
+
+
 def check_output(path: Path) -> None:
     """Refuse an output folder that holds something else than an artifact.
 
@@ -132,15 +141,27 @@ def check_output(path: Path) -> None:
 
 @contextmanager
 def draft(path: Path) -> Iterator[Path]:
-    """Give a scratch folder that becomes `path` when the block ends well.
+    """Give a scratch folder that becomes the artifact `path` when the block ends well.
 
-    Until then an older artifact at `path` stays as it is; if the block fails, the scratch folder
-    is removed.
+    Until then an older artifact at `path` stays as it is.
 
     Raises:
         ArtifactError: The output folder is in use, or the disk is full.
     """
     check_output(path)
+    with staged(path) as scratch:
+        yield scratch
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Give a scratch folder that takes the place of `path` when the block ends well.
+
+    If the block fails, the scratch folder is removed and `path` is as it was.
+
+    Raises:
+        ArtifactError: It can't be written, or the disk is full.
+    """
     path = path.absolute()
     made = [folder for folder in reversed(path.parents) if not folder.exists()]
     scratch: Path | None = None

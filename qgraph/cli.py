@@ -20,6 +20,7 @@ from qgraph.commands import (
     calibrate,
     compile,
     completion,
+    deploy,
     diff,
     eval,
     explain,
@@ -30,6 +31,7 @@ from qgraph.commands import (
     recipes,
     run,
     targets,
+    verify,
 )
 from qgraph.commands.options import Quiet, Shared, Verbose
 from qgraph.errors import QGraphError
@@ -44,6 +46,8 @@ COMMANDS = {
     "generate": generate,
     "bench": bench,
     "eval": eval,
+    "deploy": deploy,
+    "verify": verify,
     "diff": diff,
     "explain": explain,
     "passes": passes,

@@ -18,6 +18,7 @@ from qgraph.decoder import context_length
 from qgraph.engine_choice import Selection, select_engine
 from qgraph.errors import AccuracyError
 from qgraph.explain import node_precisions
+from qgraph.file_hashes import file_records
 from qgraph.float_session import FloatSession
 from qgraph.graph import Graph
 from qgraph.interface import Interface
@@ -120,7 +121,7 @@ def compile(
         caches, positions = find_caches(graph), context_length(graph)
         check_io_options(graph, job, dataset, given)
         with draft(folder) as scratch:
-            stages, floating = _rewrite(graph, job, context, passes, hooks, scratch)
+            stages, floating, simulated = _rewrite(graph, job, context, passes, hooks, scratch)
             job.listener.stage("writing")
             written = onnx_io.save(graph, scratch / MODEL)
             record.write_facts(graph, scratch)
@@ -139,10 +140,11 @@ def compile(
             if line := too_large(job.target, size):
                 job.warn(line)
             selection = _select(job, scratch / MODEL, floating, interface, timed.feeds)
-            accuracy = _verify(
-                job, original, scratch / MODEL, selection, interface, kind, feeds, caches
-            )
-            _remove_float(floating, scratch)
+            # The reference has no kernel of the target's own.
+            judged = scratch / MODEL if selection.backend or not simulated else simulated
+            accuracy = _verify(job, original, judged, selection, interface, kind, feeds, caches)
+            _remove(floating, scratch)
+            _remove(simulated, scratch)
             manifest = Manifest(
                 qgraph_version=__version__,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -165,7 +167,12 @@ def compile(
                 nodes=nodes,
                 original_bytes=record.model_bytes(original),
                 artifact_bytes=size,
-                files=sorted(path.name for path in scratch.iterdir()),
+                files={
+                    name: entry
+                    for name, entry in file_records(scratch).items()
+                    # What an engine keeps beside the model changes as it runs.
+                    if not name.partition("/")[0].endswith(".engines")
+                },
             )
             record.write_manifest(manifest, scratch)
     artifact = Artifact.load(folder)
@@ -189,13 +196,17 @@ def _rewrite(
     own: Sequence[Pass],
     hooks: Sequence[Hook],
     scratch: Path,
-) -> tuple[list[Stage], Path | None]:
-    """Run the passes; return what they did, and the float model where it differs from the result.
+) -> tuple[list[Stage], Path | None, Path | None]:
+    """Run the passes.
 
     A model that is quantized already is left intact.
+
+    Returns:
+        What they did; the float model where it differs from the result; and the result in operators
+        of the ONNX standard where it has kernels of the target's own.
     """
     if job.precision == "as is":
-        return [], None
+        return [], None, None
     options = job.recipe.passes
     stages = Pipeline(flow.exact_passes(options, own), hooks=hooks).run(graph, context)
     passes = flow.quantizing_passes(job.precision, options, job.target)
@@ -212,15 +223,21 @@ def _rewrite(
             and all(entry[0] in ("float", "fp16", "bf16") for entry in plan.nodes.values())
         ):
             job.warn(f"{job.precision} found nothing to quantize; `qgraph explain` says why")
+    kernels = flow.kernel_passes(job.precision, options, job.target)
+    simulated = None
+    if kernels:
+        simulated = scratch / "simulated.onnx"
+        onnx_io.save(graph, simulated)
+        stages += Pipeline(kernels, hooks=hooks, given=graph.facts.present()).run(graph, context)
     for stage in stages:
         for line in stage.report.warnings:
             job.warn(f"{stage.name}: {line}")
-    return stages, floating
+    return stages, floating, simulated
 
 
-def _remove_float(floating: Path | None, scratch: Path) -> None:
-    if floating is not None:
-        for path in scratch.glob(f"{floating.name}*"):
+def _remove(model: Path | None, scratch: Path) -> None:
+    if model is not None:
+        for path in scratch.glob(f"{model.name}*"):
             if path.is_dir():  # engines that were kept beside it
                 shutil.rmtree(path)
             else:

@@ -2,7 +2,8 @@
 
 The arithmetic is that of ONNX's QuantizeLinear and DequantizeLinear
 (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html): codes = saturate(round(x / scale) +
-zero point), rounding half to even.
+zero point), rounding half to even. Codes in 8-bit floating point are rounded to its own steps and
+have no zero point (https://onnx.ai/onnx/technical/float8.html).
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,16 @@ INTEGERS: dict[str, tuple[int, int, np.dtype]] = {
     "int32": (-(2**31), 2**31 - 1, np.dtype(np.int32)),
 }
 
+# Largest finite code, and the array type, of codes in floating point. They saturate: e4m3fn has no
+# infinity, and what ml_dtypes can't hold becomes NaN.
+FLOATS: dict[str, tuple[float, np.dtype]] = {
+    "float8e4m3fn": (448.0, np.dtype(ml_dtypes.float8_e4m3fn)),
+}
+
+# The smallest scale of such codes, float16's smallest normal number: models that compute in float16
+# keep scales in it. Codes get smaller instead, which costs no digit down to 2^-6.
+SMALLEST_FLOAT_SCALE = 2.0**-14
+
 # The smallest scale an encoding may have. Below float32's smallest normal number engines flush
 # to zero, and x / scale becomes infinite.
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
@@ -40,7 +51,7 @@ class Spec:
     """A wish: how a tensor should be quantized.
 
     Attributes:
-        dtype: Name of the integer type, a key of `INTEGERS`.
+        dtype: Name of the type, a key of `INTEGERS` or `FLOATS`.
         symmetric: Zero point fixed (0 for signed types), range taken as [-max|x|, max|x|].
         axis: Axis with one scale per index (per channel); None for one scale per tensor.
         block: With `axis`, how many consecutive indices share a scale; 0 for per channel.
@@ -54,7 +65,7 @@ class Spec:
     narrow: bool = False
 
     def codes(self) -> tuple[int, int]:
-        """Lowest and highest code that this spec may use."""
+        """Lowest and highest code that this spec may use; of integers only."""
         low, high, _ = INTEGERS[self.dtype]
         return (low + 1 if self.narrow else low), high
 
@@ -64,7 +75,7 @@ class Encoding:
     """Numbers: what turns floats into codes and back.
 
     Attributes:
-        dtype: Name of the integer type of the codes.
+        dtype: Name of the type of the codes.
         scale: float32, shape () for one scale per tensor, else the tensor's rank with one entry
             a block along each axis.
         zero_point: int64, same shape as `scale`.
@@ -133,6 +144,8 @@ def encode_range(
         raise ValueError(f"range [{np.min(lo)}, {np.max(hi)}] is not finite")
     if np.any(np.asarray(low) > np.asarray(high)):
         raise ValueError("range has low > high")
+    if spec.dtype in FLOATS:
+        return _float_encoding(np.maximum(-lo, hi), spec.dtype)
     first, last = spec.codes()
     if spec.symmetric:
         middle = (first + last + 1) // 2 if first >= 0 else 0
@@ -153,6 +166,22 @@ def encode_range(
     scale32 = np.minimum(scale32, finite)
     block = tuple(0 if n == 1 else 1 for n in lo.shape)
     return Encoding(spec.dtype, scale32, zero, block)
+
+
+def _float_encoding(bound: NDArray[np.float64], dtype: str) -> Encoding:
+    """Map magnitudes up to `bound`, unless they are tiny, to all of a floating-point type's codes."""
+    largest = FLOATS[dtype][0]
+    scale = np.where(bound > 0, np.maximum(bound / largest, SMALLEST_FLOAT_SCALE), 1.0)
+    # The largest code must stay finite, as it might not with a scale that is rounded up.
+    finite = np.nextafter(np.float32(LARGEST_FLOAT / largest), np.float32(0))
+    scale32 = np.minimum(scale.astype(np.float32), finite)
+    block = tuple(0 if n == 1 else 1 for n in bound.shape)
+    return Encoding(dtype, scale32, np.zeros(bound.shape, np.int64), block)
+
+
+def code_type(dtype: str) -> np.dtype:
+    """Return the array type of codes."""
+    return FLOATS[dtype][1] if dtype in FLOATS else INTEGERS[dtype][2]
 
 
 def encode_array(weight: NDArray[np.floating], spec: Spec) -> Encoding:
@@ -196,20 +225,26 @@ def expand(
     for axis, length in enumerate(block):
         if length > 1:
             values = np.repeat(values, length, axis=axis)
-            values = np.take(values, np.arange(shape[axis]), axis=axis)
+            values = values[(slice(None),) * axis + (slice(shape[axis]),)]
     return values
 
 
 def quantize(x: NDArray[np.floating], encoding: Encoding) -> NDArray[np.generic]:
-    """Return the codes of `x`, in the encoding's integer type, same shape as `x`.
+    """Return the codes of `x`, in the encoding's type, same shape as `x`.
 
     Raises:
         ValueError: `x` has a NaN, which has no code.
     """
     if np.isnan(x).any():
         raise ValueError("NaN has no code")
-    low, high, dtype = INTEGERS[encoding.dtype]
     scale = expand(encoding.scale, encoding.block, x.shape)
+    if encoding.dtype in FLOATS:
+        largest, kind = FLOATS[encoding.dtype]
+        with np.errstate(over="ignore"):
+            ratio = np.asarray(x, np.float32) / scale
+        rounded: NDArray[np.generic] = np.clip(ratio, -largest, largest).astype(kind)
+        return rounded
+    low, high, dtype = INTEGERS[encoding.dtype]
     zero = expand(encoding.zero_point, encoding.block, x.shape)
     # ONNX divides in the scale's type (float32); a wider division would round other ties.
     codes = np.rint(np.asarray(x, np.float32) / scale).astype(np.float64) + zero
@@ -220,6 +255,12 @@ def quantize(x: NDArray[np.floating], encoding: Encoding) -> NDArray[np.generic]
 def dequantize(codes: NDArray[np.generic], encoding: Encoding) -> NDArray[np.float32]:
     """Return float32 values of `codes`, same shape."""
     scale = expand(encoding.scale, encoding.block, codes.shape)
+    if encoding.dtype in FLOATS:
+        values: NDArray[np.float32] = codes.astype(np.float32) * scale
+        return values
     zero = expand(encoding.zero_point, encoding.block, codes.shape)
-    result: NDArray[np.float32] = (codes.astype(np.int64) - zero).astype(np.float32) * scale
+    # Short codes differ from their zero points by less than 2^24, which float32 holds exactly.
+    whole = np.int64 if codes.dtype.itemsize > 2 else np.float32
+    steps = codes.astype(whole) - zero.astype(whole, copy=False)
+    result: NDArray[np.float32] = steps.astype(np.float32, copy=False) * scale
     return result

@@ -29,10 +29,15 @@ _CALIBRATED = (
     *INSERTING,
 )
 _WEIGHT_ONLY = ("linear_to_matmul", "weight_only", "drop_dead")
+# Codes in floating point need none of the repairs: their steps are as fine as values are small.
+# What is not in float8 is in fp16.
+_FLOAT8_QDQ = ("plan", "calibrate", "quantize_weights", *INSERTING, "half")
+_FLOAT8 = ("linear_to_matmul", "fp8", "drop_dead", "half")
 QUANTIZING: dict[str, tuple[str, ...]] = {
     "fp32": (),
     "fp16": ("half",),
     "bf16": ("half",),
+    "fp8": _FLOAT8_QDQ,
     "int8": _CALIBRATED,
     "w8a16": _CALIBRATED,
     "int8-dynamic": ("dynamic_int8", "drop_dead"),
@@ -41,6 +46,11 @@ QUANTIZING: dict[str, tuple[str, ...]] = {
 IMPLIED: dict[str, dict[str, Any]] = {
     "fp16": {"half": {"dtype": "float16"}},
     "bf16": {"half": {"dtype": "bfloat16"}},
+    "fp8": {
+        "plan": {"precision": "fp8"},
+        "linear_to_matmul": {"convolutions": False},
+        "half": {"dtype": "float16"},
+    },
     "w8a16": {"plan": {"precision": "w8a16"}},
     **{name: {"weight_only": {"bits": bits}} for name, bits in WEIGHT_ONLY.items()},
 }
@@ -64,6 +74,8 @@ def exact_passes(options: Options, own: Sequence[Pass] = ()) -> list[Pass]:
 def quantizing_passes(precision: str, options: Options, target: Target | None = None) -> list[Pass]:
     """Passes that bring the model to `precision`, for a target or for none in particular."""
     names, implied = QUANTIZING[precision], IMPLIED.get(precision, {})
+    if precision == "fp8" and target is not None and target.float8 is not None:
+        names = _FLOAT8
     if precision in WEIGHT_ONLY and target is not None and target.float_type:
         names = (*names, *QUANTIZING[target.float_type])
         implied = implied | IMPLIED[target.float_type]
@@ -73,6 +85,16 @@ def quantizing_passes(precision: str, options: Options, target: Target | None = 
     return build(_with_io(names, options), merged)
 
 
+def kernel_passes(precision: str, options: Options, target: Target) -> list[Pass]:
+    """Passes that write kernels of the target's own, which the reference does not have.
+
+    What the other passes leave computes the same in operators of the ONNX standard.
+    """
+    if precision != "fp8" or target.float8 is None:
+        return []
+    return build([target.float8.kernel], options)
+
+
 def _with_io(names: tuple[str, ...], options: Options) -> tuple[str, ...]:
     """Add what changes the types of inputs and outputs, where `--io` asks for it."""
     from qgraph.passes.quantize_io import QuantizeIO
@@ -80,7 +102,8 @@ def _with_io(names: tuple[str, ...], options: Options) -> tuple[str, ...]:
     wanted = QuantizeIO.with_options(options.get(QuantizeIO.name, {}))
     if not (isinstance(wanted, QuantizeIO) and wanted.active):
         return names
-    first = ("fold_images",) if "insert_qdq" in names and wanted.inputs != "float" else ()
+    integers = "insert_qdq" in names and "half" not in names
+    first = ("fold_images",) if integers and wanted.inputs != "float" else ()
     return (*first, *names, QuantizeIO.name)
 
 

@@ -75,14 +75,14 @@ class Graph:
 
     def signature(self) -> list[TensorInfo]:
         """Name, type and shape of every input a caller must feed."""
-        return [
-            TensorInfo(
-                value.name or "",
-                _type_name(value),
-                self.shape(value) or (),
-            )
-            for value in self.inputs
-        ]
+        return [self._info(value) for value in self.inputs]
+
+    def results(self) -> list[TensorInfo]:
+        """Name, type and shape of every output."""
+        return [self._info(value) for value in self.outputs]
+
+    def _info(self, value: Value) -> TensorInfo:
+        return TensorInfo(value.name or "", _type_name(value), self.shape(value) or ())
 
     @property
     def opset(self) -> int:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 SCHEMA_VERSION = 1
 
@@ -72,6 +72,13 @@ class Accuracy(_Part):
     failures: list[str] = Field(default_factory=list)
 
 
+class FileRecord(_Part):
+    """What a file held when it was written; None in manifests of before files were hashed."""
+
+    sha256: str | None = None
+    bytes: int | None = None
+
+
 class Manifest(_Part):
     """Everything that is known about an artifact."""
 
@@ -101,4 +108,13 @@ class Manifest(_Part):
     """Precision -> number of nodes."""
     original_bytes: int
     artifact_bytes: int
-    files: list[str] = Field(default_factory=list)
+    files: dict[str, FileRecord] = Field(default_factory=dict)
+    """Every other file of the artifact, by its path inside."""
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _names_alone(cls, files: Any) -> Any:
+        """Read the list of names that manifests held before files were hashed."""
+        if isinstance(files, list) and all(isinstance(name, str) for name in files):
+            return {name: FileRecord() for name in files}
+        return files

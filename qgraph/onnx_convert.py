@@ -1,9 +1,10 @@
 """Messages for onnx's own C++ library, without the large weights, and shape inference by it."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -65,6 +66,44 @@ def light_proto(graph: Graph) -> onnx.ModelProto:
         if tensor.data_location == onnx.TensorProto.EXTERNAL and source is not None:
             inline(tensor, source)
     return proto
+
+
+def split_proto(graph: Graph, above: int) -> tuple[onnx.ModelProto, list[ir.TensorProtocol]]:
+    """Serialize without the main graph's initializers of more than `above` bytes; return these."""
+    heavy: dict[ir.Value, ir.TensorProtocol] = {}
+    for value in graph.initializers:
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > above and tensor.dtype != ir.DataType.STRING:
+            heavy[value] = tensor
+    try:
+        for value in heavy:
+            value.const_value = ir.Tensor(np.zeros(0, np.uint8), name=value.name)
+        proto = serialize(graph)
+    finally:
+        for value, tensor in heavy.items():
+            value.const_value = tensor
+            tensor.name = value.name
+    names = {value.name for value in heavy}
+    light = [tensor for tensor in proto.graph.initializer if tensor.name not in names]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(light)
+    return proto, list(heavy.values())
+
+
+def without_initializers(proto: onnx.ModelProto, names: Container[str]) -> onnx.ModelProto:
+    """Return a copy in which initializers are inputs of their type and shape instead."""
+    light = onnx.ModelProto()
+    light.CopyFrom(proto)
+    kept = [t for t in light.graph.initializer if t.name not in names]
+    known = {value.name for value in light.graph.input}
+    light.graph.input.extend(
+        onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+        for t in light.graph.initializer
+        if t.name in names and t.name not in known
+    )
+    del light.graph.initializer[:]
+    light.graph.initializer.extend(kept)
+    return light
 
 
 def inline(tensor: onnx.TensorProto, source: ir.TensorProtocol) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
+from qgraph import onnx_wire
 from qgraph.collector import collector_paused
 from qgraph.errors import ArtifactError, ModelError
 from qgraph.graph import Graph
@@ -26,6 +28,8 @@ from qgraph.onnx_convert import (
     inline,
     quiet_onnx_ir,
     serialize,
+    split_proto,
+    without_initializers,
 )
 from qgraph.onnx_sparse import take_sparse
 from qgraph.onnx_upgrade import upgrade_opset
@@ -87,9 +91,21 @@ def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model | A
 
 
 def from_proto(
-    proto: onnx.ModelProto, *, where: str, base_dir: Path | None = None, source: Path | None = None
+    proto: onnx.ModelProto,
+    *,
+    where: str,
+    base_dir: Path | None = None,
+    source: Path | None = None,
+    mapped: Mapping[str, ir.TensorProtocol] | None = None,
 ) -> Graph:
     """Turn a parsed model into a graph, after checking it.
+
+    Args:
+        proto: The model.
+        where: What to call it in messages.
+        base_dir: Where its external data lies.
+        source: The file that it was read from.
+        mapped: Its initializers whose data is elsewhere, by name; their messages have none.
 
     Raises:
         ModelError: The model is invalid.
@@ -97,10 +113,15 @@ def from_proto(
     check_nesting(proto, where)
     renamed = settle_names(proto, where)
     check_tensors(proto, where, base_dir)
-    check(proto, where=where, path=None if renamed else source)
+    if mapped:
+        check(without_initializers(proto, mapped), where=where)
+    else:
+        check(proto, where=where, path=None if renamed else source)
     notes: list[str] = []
     sparse = take_sparse(proto)
     model = _deserialize(proto, where)
+    for name, data in (mapped or {}).items():
+        model.graph.initializers[name].const_value = data
     for tensor in tensors_of(proto):
         if tensor.metadata_props:
             # onnx-ir has its own copy by now, and would write both.
@@ -126,7 +147,8 @@ def peek(path: str | os.PathLike[str]) -> Graph:
     Raises:
         ModelError: The file is missing, truncated or not ONNX.
     """
-    proto, file = _read(Path(path))
+    file = _model_file(Path(path))
+    proto = _parsed(file)
     check_nesting(proto, str(file))
     sparse = take_sparse(proto)
     return Graph(_deserialize(proto, str(file)), source=file, sparse=sparse)
@@ -173,7 +195,7 @@ def save(graph: Graph, path: str | os.PathLike[str], *, external: bool | None = 
             if external:
                 _write_external(graph, draft, _data_name(graph, path))
             else:
-                draft.write_bytes(to_proto(graph).SerializeToString())
+                _write_inline(graph, draft)
             # The model goes last: until then an older one is what it was.
             files = sorted(Path(scratch).iterdir(), key=lambda file: file.name == path.name)
             for file in files:
@@ -195,26 +217,34 @@ def weight_bytes(graph: Graph) -> int:
 
 def external_bytes(path: Path) -> int:
     """Bytes of the external data files of a model on disk."""
+    return sum((path.parent / name).stat().st_size for name in external_files(path))
+
+
+def external_files(path: Path) -> list[str]:
+    """Names of the external data files of a model on disk, as the model has them: not checked."""
     proto = onnx.load(path, load_external_data=False)
-    files = {
-        path.parent / entry.value
+    names = {
+        entry.value
         for tensor in tensors_of(proto)
         if tensor.data_location == onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return sum(file.stat().st_size for file in files)
+    return sorted(names)
 
 
 def _load_file(path: Path) -> Graph:
-    proto, path = _read(path)
+    path = _model_file(path)
     # Not the target of a symbolic link: external data is looked for beside the name given.
     folder = path.parent.resolve()
-    return from_proto(proto, where=str(path), base_dir=folder, source=folder / path.name)
+    proto, mapped = _mapped(path)
+    return from_proto(
+        proto, where=str(path), base_dir=folder, source=folder / path.name, mapped=mapped
+    )
 
 
-def _read(path: Path) -> tuple[onnx.ModelProto, Path]:
-    """Parse a file, or the model in a folder; return the message and the file."""
+def _model_file(path: Path) -> Path:
+    """Return the file, or the model in a folder."""
     if not path.exists():
         raise ModelError("no such file", where=str(path))
     if path.is_dir():
@@ -222,13 +252,31 @@ def _read(path: Path) -> tuple[onnx.ModelProto, Path]:
         if not model.is_file():
             raise ModelError("is a folder without model.onnx", where=str(path), fix="name a file")
         path = model
+    return path
+
+
+def _mapped(path: Path) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """Read a file; large weights inside stay there, and are returned by name."""
+    try:
+        found = onnx_wire.read(path)
+    except OSError as error:
+        raise ModelError(f"can't be read: {error.strerror}", where=str(path)) from error
+    if found is None or any(
+        tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors_of(found[0])
+    ):
+        # onnx's checker takes a model with external data from its file alone.
+        return _parsed(path), {}
+    return found
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"can't be read: {error.strerror}", where=str(path)) from error
     if not data:
         raise ModelError("file is empty", where=str(path))
-    return _parse(data, str(path)), path
+    return _parse(data, str(path))
 
 
 def _deserialize(proto: onnx.ModelProto, where: str) -> ir.Model:
@@ -250,6 +298,15 @@ def _inline_external(proto: onnx.ModelProto, folder: Path) -> None:
     for tensor in tensors_of(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             inline(tensor, ir.serde.deserialize_tensor(tensor, str(folder)))
+
+
+def _write_inline(graph: Graph, draft: Path) -> None:
+    if weight_bytes(graph) > EXTERNAL_ABOVE_BYTES:
+        raise ModelError("model is too large for one file", fix="leave out external=False")
+    proto, heavy = split_proto(graph, onnx_wire.MAPPED_WEIGHT_BYTES)
+    _inline_external(proto, _folder(graph))
+    with draft.open("wb") as file:
+        onnx_wire.write(proto, heavy, file)
 
 
 def _write_external(graph: Graph, draft: Path, data_name: str) -> None:

@@ -67,8 +67,8 @@ def split_data(
         job.warn(f"the model is already quantized ({listed}): it is left intact")
         job.precision = "as is"
     if data is None:
-        if job.precision in ("int8", "w8a16") and given is None:
-            if job.precision == "w8a16" or "int8-dynamic" not in job.target.precisions:
+        if job.precision in ("int8", "w8a16", "fp8") and given is None:
+            if job.precision != "int8" or "int8-dynamic" not in job.target.precisions:
                 raise DataError(
                     f"{job.precision} for target {job.target.name!r} needs calibration data",
                     fix="pass --data",

@@ -18,6 +18,7 @@ Precision = Literal[
     "fp32",
     "fp16",
     "bf16",
+    "fp8",
     "int8",
     "int8-dynamic",
     "w8a16",

@@ -1,6 +1,5 @@
 """What a compile writes down beside the model: manifest entries, encodings, explanations."""
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -12,6 +11,7 @@ from qgraph import onnx_io
 from qgraph.artifact import ENCODINGS, EXPLAIN, MANIFEST, Artifact
 from qgraph.errors import ArtifactError
 from qgraph.explain import explanation
+from qgraph.file_hashes import sha256_of
 from qgraph.graph import Graph
 from qgraph.manifest import Manifest, Source, StageRecord
 from qgraph.pipeline import Stage
@@ -79,17 +79,10 @@ def source(original: Path, model: Any) -> Source:
     Raises:
         ArtifactError: The file can't be read any more.
     """
-    digest = hashlib.sha256()
-    try:
-        with original.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise ArtifactError(f"can't be read: {error.strerror}", where=str(original)) from error
     on_disk = isinstance(model, str | os.PathLike)
     return Source(
         name=original.name if on_disk else f"<{type(model).__name__}>",
-        sha256=digest.hexdigest(),
+        sha256=sha256_of(original),
         bytes=model_bytes(original),
         path=str(original.resolve()) if on_disk else None,
     )

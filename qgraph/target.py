@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from qgraph.encoding import Spec
+from qgraph.encoding import FLOATS, Spec
 from qgraph.errors import UsageError, unknown_name
 from qgraph.registry import by_name, pick
 
 Role = Literal["activation", "weight", "bias", "other"]
 
 PRECISIONS = (
-    *("fp32", "fp16", "bf16", "int8", "int8-dynamic", "w8a16"),
+    *("fp32", "fp16", "bf16", "fp8", "int8", "int8-dynamic", "w8a16"),
     *("int8-weights", "int4", "int3", "int2"),
 )
 # Weights in few bits, activations in float.
@@ -32,7 +32,8 @@ class OpRule:
         starts: Whether it is quantized on its own account. False: only where an input comes
             quantized already, because a Q/DQ pair for its sake alone would cost more than it wins.
         products: Whether two activations may be multiplied; both then have the role `activation`.
-        least: Least depth K and width N of a matrix product that integers make faster.
+        least: Least depth K and width N of a matrix product that integers (or 8-bit floats) make
+            faster; of a convolution with more than 1, least channels on both sides of a group.
         vectors: Whether the product of a single row by a matrix is one.
         source: Where the rule comes from.
     """
@@ -64,6 +65,8 @@ class WeightOnlyRules:
         symmetric: Whether zero points must be in the middle.
         negative_scales: Whether scales may be below 0, which gives symmetric codes a choice.
         whole_blocks: Whether a column's last group must be as long as the others.
+        accuracy_level: What MatMulNBits computes in where the recipe does not say: 0 floats, 4 data
+            rounded to int8.
         source: Where the rules come from.
     """
 
@@ -73,6 +76,7 @@ class WeightOnlyRules:
     symmetric: bool = False
     negative_scales: bool = True
     whole_blocks: bool = False
+    accuracy_level: int = 0
     source: str = ""
 
     def forms_for(self, kind: str, bits: int | None = None) -> tuple[str, ...]:
@@ -115,6 +119,24 @@ class WeightOnlyRules:
             raise UsageError("the target takes symmetric weights only", fix="pass --symmetric")
 
 
+@dataclass(frozen=True)
+class Float8Rules:
+    """Which products by constants a target multiplies in float8e4m3fn by a kernel of its own.
+
+    Attributes:
+        kernel: The pass that writes the kernel.
+        multiple: What depth K and width N must be multiples of.
+        costs: Name of the measured times of `fp8` and of the target's float type; see
+            `qgraph.costs`.
+        source: Where the rules come from.
+    """
+
+    kernel: str
+    multiple: int = 16
+    costs: str = ""
+    source: str = ""
+
+
 # Where no target is named: the form that every engine reads.
 ANYTHING = WeightOnlyRules({"QuantizedWeight": ("dequantize_linear",), "Table": ("gather_plain",)})
 
@@ -136,6 +158,8 @@ class Target:
             QuantizeLinear. `units`: only what enters a fused unit (a convolution or matrix product
             with what runs in its kernel) is quantized; results are not.
         activations: By precision, the wish for activations where it is another one.
+        weights: By precision, the wish for weights where it is another one.
+        rows: By precision, the rules where they are others.
         absorbs: Activation functions that vanish into the range of the encoding behind them.
         fused: With `units`, elementwise operators that run in the kernel in front of them.
         ranges: By operator, the range of its result, where it is known without data.
@@ -146,6 +170,7 @@ class Target:
         batch: The only length that the batch axis may have; None for any.
         memory: Bytes of model beyond which it slows down or fails; None for no limit.
         weight_only: Which weights in few bits it multiplies float activations by.
+        float8: Which products it multiplies in float8 by a kernel of its own; None: fp8 is Q/DQ.
         float_type: What else those models compute in: `fp16`, `bf16`, or empty for their own type.
         costs: Name of the measured times of its products; see `qgraph.costs`.
         refused: Why it lacks precisions that one might expect of it, or builds others.
@@ -169,6 +194,8 @@ class Target:
     rules: tuple[OpRule, ...]
     placement: Literal["nodes", "units"] = "nodes"
     activations: Mapping[str, Spec] = field(default_factory=dict)
+    weights: Mapping[str, Spec] = field(default_factory=dict)
+    rows: Mapping[str, tuple[OpRule, ...]] = field(default_factory=dict)
     absorbs: tuple[str, ...] = ()
     fused: tuple[str, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -178,6 +205,7 @@ class Target:
     batch: int | None = None
     memory: int | None = None
     weight_only: WeightOnlyRules = WeightOnlyRules()
+    float8: Float8Rules | None = None
     float_type: Literal["", "fp16", "bf16"] = ""
     costs: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -207,6 +235,20 @@ class Target:
     def activation_spec(self, precision: str) -> Spec:
         """Return the wish for activations at one of the precisions."""
         return self.activations.get(precision, self.activation)
+
+    def at(self, precision: str) -> "Target":
+        """Return the target with the wishes and rules of one of its precisions."""
+        return replace(
+            self,
+            activation=self.activation_spec(precision),
+            weight=self.weights.get(precision, self.weight),
+            rules=self.rows.get(precision, self.rules),
+        )
+
+    @property
+    def numbers(self) -> str:
+        """What its quantized operators compute in, for people."""
+        return "float8" if self.activation.dtype in FLOATS else "integers"
 
 
 def _listed(numbers: Iterable[int]) -> str:

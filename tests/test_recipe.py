@@ -132,7 +132,7 @@ MISTAKES = [
     ("samples = 0", "samples: input should be greater than or equal to 1, got 0"),
     (
         'precision = "int9"',
-        "precision: input should be 'fp32', 'fp16', 'bf16', 'int8', 'int8-dynamic', 'w8a16', 'int8-weights', 'int4', 'int3' or",
+        "precision: input should be 'fp32', 'fp16', 'bf16', 'fp8', 'int8', 'int8-dynamic', 'w8a16', 'int8-weights', 'int4', 'int3' or",
     ),
     ("verify.held_out = 1.5", "verify.held_out: expected a fraction between 0 and 1, or a number"),
     ("verify.held_out = 0", "verify.held_out: expected a fraction"),

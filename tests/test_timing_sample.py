@@ -16,6 +16,7 @@ from qgraph.kv_cache import find_caches
 from qgraph.runtime.backend import TensorInfo
 from qgraph.timing_sample import PAST, TimingSample, of_batch, timing_sample
 
+T = TensorInfo("t", "int64", ("n", "length"))
 IDS = np.random.default_rng(0).integers(0, TINY.vocabulary, (1, 9))
 
 
@@ -125,12 +126,15 @@ def test_a_batch_repeats_the_sample_where_the_batch_is_free(tmp_path):
     assert found.feeds["input_ids"].tolist() == [IDS[0, :1].tolist()] * 3
     assert found.feeds["past_key_values.0.key"].shape == (3, 2, 0, 8)
     assert of_batch(sample, inputs, None) is sample
-    rows = TimingSample({"x": np.arange(6).reshape(2, 3), "w": np.ones(2)}, "two rows")
-    free = [TensorInfo("x", "int64", ("n", 3)), TensorInfo("w", "float64", (2,))]
+    texts = of_batch(TimingSample({"t": np.ones((1, 4), np.int64)}, "a text"), [T], 13)
+    assert texts.what == "a text, batch 3" and texts.feeds["t"].shape == (3, 4)
+    assert of_batch(texts, [T], 2).feeds["t"].shape == (1, 4)
+    rows = TimingSample({"x": np.arange(6.0).reshape(2, 3), "w": np.ones(2)}, "two rows")
+    free = [TensorInfo("x", "float64", ("n", 3)), TensorInfo("w", "float64", (2,))]
     assert of_batch(rows, free, 3).feeds["x"].tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
     assert of_batch(rows, free, 3).feeds["w"] is rows.feeds["w"]
     for first in (2, None):
-        assert of_batch(rows, [TensorInfo("x", "int64", (first, 3))], 3) is rows
+        assert of_batch(rows, [TensorInfo("x", "float64", (first, 3))], 3) is rows
 
 
 def test_compile_times_the_batch_that_it_is_told(tmp_path):

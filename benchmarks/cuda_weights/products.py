@@ -165,17 +165,17 @@ def _weight(
 ) -> dict[str, tuple[int, list[int], bytes]]:
     """Return type, shape and bytes of a random weight's tensors, by name."""
     if not kernel.block:
-        return {"w": (TensorProto.FLOAT16, [depth, width], _halves(depth * width, rng))}
+        return {"w": (TensorProto.FLOAT16, [depth, width], halves(depth * width, rng))}
     blocks, each = -(-depth // kernel.block), kernel.block * kernel.bits // 8
     packed = -(-blocks * kernel.bits // 8)
     return {
         "w": (TensorProto.UINT8, [width, blocks, each], rng.bytes(width * blocks * each)),
-        "s": (TensorProto.FLOAT16, [width, blocks], _halves(width * blocks, rng)),
+        "s": (TensorProto.FLOAT16, [width, blocks], halves(width * blocks, rng)),
         "z": (TensorProto.UINT8, [width, packed], rng.bytes(width * packed)),
     }
 
 
-def _halves(count: int, rng: np.random.Generator) -> bytes:
+def halves(count: int, rng: np.random.Generator) -> bytes:
     """Return numbers from -2^-5 to 2^-5 in float16, at least 2^-6 in magnitude."""
     bits = np.frombuffer(rng.bytes(2 * count), np.uint16)
     return ((bits & 0x83FF) | 0x2400).astype(np.uint16).tobytes()

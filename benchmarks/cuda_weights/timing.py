@@ -52,6 +52,7 @@ def open_session(
     optimise: bool,
     graphs: bool = True,
     lengths: Mapping[str, int] | None = None,
+    alone: bool = False,
 ) -> ort.InferenceSession:
     """Open a model.
 
@@ -61,6 +62,8 @@ def open_session(
         optimise: Whether onnxruntime may rewrite the graph; it would join equal products.
         graphs: Whether to record CUDA graphs, which fails where a node runs on the CPU.
         lengths: Lengths of dynamic axes by name.
+        alone: Whether to fail where the device has no kernel for a node, instead of running it on
+            the CPU.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -72,7 +75,8 @@ def open_session(
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.name == "cuda":
         settings = {"use_tf32": "0", "enable_cuda_graph": "1" if graphs else "0"}
-        providers = [("CUDAExecutionProvider", settings), *providers]
+        providers = [("CUDAExecutionProvider", settings), *(providers if not alone else [])]
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", str(int(alone)))
     source = model if isinstance(model, bytes) else str(model)
     session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     first = providers[0][0] if device.name == "cuda" else providers[0]

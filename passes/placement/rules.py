@@ -80,6 +80,10 @@ class Rules:
         if wishes.keep_last and layers:
             self._kept[layers[-1]] = "last layer, kept by plan.keep_last"
 
+    @property
+    def _kind(self) -> str:
+        return self.target.numbers.removesuffix("s")
+
     def rule(self, node: Node) -> OpRule | None:
         """The row for a node; with two activations to multiply, both have that role."""
         rule = self.target.rule(node.op_type) if self.graph.is_standard(node) else None
@@ -126,7 +130,7 @@ class Rules:
         rule = self.rule(node)
         if rule is None:
             return target.left_float.get(
-                node.op_type, f"target {target.name} has no integer {node.op_type}"
+                node.op_type, f"target {target.name} has no {self._kind} {node.op_type}"
             )
         for pattern in self.wishes.exclude:
             if fnmatchcase(node.name or "", pattern) or fnmatchcase(node.op_type, pattern):
@@ -185,7 +189,7 @@ class Rules:
                 return "Gemm with alpha, beta or transA"
         if node.op_type in ("Gemm", "MatMul"):
             return None if rule is None else self._size_refusal(node, rule)
-        return self._channels_refusal(node, tensor.shape.numpy())
+        return self._channels_refusal(node, rule, tensor.shape.numpy())
 
     def _bias_refusal(self, node: Node, channels: int) -> str | None:
         bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -198,8 +202,12 @@ class Rules:
             return "its bias is not one value a channel"
         return None if _is_finite(found) else "its bias is not finite"
 
-    def _channels_refusal(self, node: Node, shape: Sequence[int]) -> str | None:
-        """Say whether a dense convolution has too few channels; `shape` is its weight's."""
+    def _channels_refusal(
+        self, node: Node, rule: OpRule | None, shape: Sequence[int]
+    ) -> str | None:
+        """Say whether a convolution has too few channels; `shape` is its weight's."""
+        if rule is not None and min(shape[:2]) < rule.least:
+            return f"a group has fewer than {rule.least} channels on one side"
         dense = self.graph.attribute(node, "group", 1) == 1
         if dense and min(shape[:2]) < self.wishes.min_channels:
             return f"fewer than {self.wishes.min_channels} channels (plan.min_channels)"
@@ -215,7 +223,10 @@ class Rules:
     def _size_refusal(self, node: Node, rule: OpRule) -> str | None:
         rows, depth, width = product_sizes(self.graph, node)
         if any(size is not None and size < rule.least for size in (depth, width)):
-            return f"depth {depth}, width {width}: below {rule.least} integers are no faster"
+            return (
+                f"depth {depth}, width {width}: below {rule.least} "
+                f"{self.target.numbers} are no faster"
+            )
         if not rule.vectors and (rows == 1 or width == 1):
             return "a product with a vector waits for memory, not for arithmetic"
         return None

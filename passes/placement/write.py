@@ -31,7 +31,7 @@ class _Writer:
     def __init__(self, rules: Rules, placed: Placed, precision: str) -> None:
         self.rules, self.placed, self.graph = rules, placed, rules.graph
         self.target = rules.target
-        self.activation = self.target.activation_spec(precision)
+        self.activation = self.target.activation
         self.precision = self.target.weight.dtype if precision == "int8" else precision
         self.plan, self.groups = Plan(), _Groups()
         # By value name, why it is quantized.
@@ -61,7 +61,9 @@ class _Writer:
 
     def _node(self, node: Node, rule: OpRule) -> None:
         plan, name = self.plan, node.name or ""
-        why = self.placed.why.get(node) or f"{self.target.name} runs {node.op_type} in integers"
+        why = self.placed.why.get(node) or (
+            f"{self.target.name} runs {node.op_type} in {self.target.numbers}"
+        )
         plan.nodes[name] = (self.precision, why)
         for index, value in enumerate(node.inputs):
             if value is None or (node, index) in self.placed.skipped:

@@ -98,7 +98,8 @@ class WeightOnly(Pass):
         batch: Rows that the layers will multiply at a time (tokens of a decoder's step, times
             sequences): where the target has measured times, layers that so few bits make slower
             stay in float. Default: none is left for that reason.
-        accuracy_level: MatMulNBits: 0 and 1 compute in float, 4 rounds activations to int8.
+        accuracy_level: MatMulNBits: 0 and 1 compute in float, 4 rounds activations to int8, in
+            blocks of a row; default: what is fast on the target.
         resume: Go on from the last finished layer of an interrupted run.
     """
 
@@ -109,7 +110,7 @@ class WeightOnly(Pass):
     scaling: bool = True
     clip: Literal["squared", "gptq", "none"] = "squared"
     order: bool = True
-    damping: Annotated[float, Field(ge=0)] = 0.01
+    damping: Annotated[float, Field(ge=0)] = 0.05
     sweeps: Annotated[int, Field(ge=0)] = 0
     refit: bool = False
     threshold: Annotated[float, Field(gt=0)] = 6.0
@@ -120,7 +121,7 @@ class WeightOnly(Pass):
     min_elements: Annotated[int, Field(ge=1)] = 4096
     memory_mb: Annotated[int, Field(ge=1)] = 1024
     batch: Annotated[int, Field(ge=1)] | None = None
-    accuracy_level: Literal[0, 1, 4] = 0
+    accuracy_level: Literal[0, 1, 4] | None = None
     resume: bool = True
 
     name: ClassVar[str] = "weight_only"
@@ -303,11 +304,12 @@ class WeightOnly(Pass):
         weight = solution.weight
         bits = int(weight.encoding.dtype[-1]) if isinstance(weight, QuantizedWeight) else None
         forms = rules.forms_for(type(weight).__name__, bits)
-        if self.accuracy_level == 4 and isinstance(weight, QuantizedWeight):
+        level = rules.accuracy_level if self.accuracy_level is None else self.accuracy_level
+        if level == 4 and isinstance(weight, QuantizedWeight):
             # With activations in int8 its kernels are the fastest at every width.
             forms = tuple(sorted(forms, key="matmul_nbits".__ne__))
         options = {
-            "matmul_nbits": {"accuracy_level": self.accuracy_level},
+            "matmul_nbits": {"accuracy_level": level},
             "mixed_int8": {"kernel": "dynamic"},
         }
         reason = write_weight(graph, layer, solution, forms, options, folded=folded)

@@ -231,7 +231,11 @@ def _solved(weight: Floats, gram: Floats | None, settings: Settings) -> Solved:
     losses = column_losses(weight - beside(weight, dequantize(codes, encoding)), gram, weight.dtype)
     sizes = column_losses(weight, gram, weight.dtype)
     loss = float(losses.sum() / sizes.sum()) if sizes.sum() > 0 else 0.0
-    return Solved(codes, encoding, loss, settings.method, losses=losses, sizes=sizes)
+    # What rounding to nearest would give need not be computed twice.
+    nearest = losses if settings.method == "rtn" else np.empty(0)
+    return Solved(
+        codes, encoding, loss, settings.method, losses=losses, sizes=sizes, nearest=nearest
+    )
 
 
 def _nearest_losses(weight: Floats, gram: Floats | None, spec: Spec) -> NDArray[np.float64]:

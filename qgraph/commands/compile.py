@@ -77,7 +77,7 @@ def command(
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="fp32|fp16|bf16|int8|int8-dynamic|w8a16|int4|int8-weights|...",
+            metavar="fp32|fp16|bf16|fp8|int8|int8-dynamic|w8a16|int4|int8-weights|...",
             help="Default: the recipe's, int8.",
             autocompletion=complete_precision,
         ),

@@ -162,8 +162,8 @@ Batch = Annotated[
         metavar="N",
         min=1,
         show_default=False,
-        help="Rows that a layer will multiply at a time: engines are timed with so many samples, and "
-        "where the target's measured times say that weights in few bits are slower there, the layer "
+        help="Rows that a layer will multiply at a time: engines are timed on so many, and where the "
+        "target's measured times say that weights in few bits, or fp8, are slower there, the layer "
         "stays in float.",
     ),
 ]
@@ -184,6 +184,7 @@ def with_weights(
     """
     given = {"group": group, "symmetric": symmetric, "batch": batch}
     own = [f"weight_only.{k}={str(v).lower()}" for k, v in given.items() if v is not None]
+    own += [] if batch is None else [f"fp8.batch={batch}"]
     if bits is None:
         return [*own, *settings], precision
     from qgraph.errors import UsageError

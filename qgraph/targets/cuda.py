@@ -1,4 +1,4 @@
-"""NVIDIA GPUs through onnxruntime's CUDA provider: fp16, and weights in few bits.
+"""NVIDIA GPUs through onnxruntime's CUDA provider: fp16, fp8, and weights in few bits.
 
 The provider has no kernels for QLinear operators: it runs Q/DQ models in float, with the conversions
 on top. So int8 is built as fp16 unless it is forced; then Q/DQ stands where TensorRT wants it, which
@@ -8,7 +8,7 @@ Pad and most kinds of pooling among them.
 """
 
 from qgraph.encoding import Spec
-from qgraph.target import Target, WeightOnlyRules
+from qgraph.target import Float8Rules, Target, WeightOnlyRules
 from qgraph.targets.tensorrt import TENSORRT
 
 _SLOW_INT8 = (
@@ -17,9 +17,9 @@ _SLOW_INT8 = (
 
 CUDA = Target(
     name="cuda",
-    summary="NVIDIA GPU: onnxruntime's CUDA provider, fp16 or weights in 4 or 8 bits",
+    summary="NVIDIA GPU: onnxruntime's CUDA provider, fp16, fp8, weights in 4 or 8 bits",
     engines=("onnxruntime-cuda",),
-    precisions=("fp32", "fp16", "int8", "int8-dynamic", "int4", "int8-weights"),
+    precisions=("fp32", "fp16", "fp8", "int8", "int8-dynamic", "int4", "int8-weights"),
     default_precision="fp16",
     activation=Spec("int8", symmetric=True),
     weight=Spec("int8", symmetric=True, axis=0, narrow=True),
@@ -47,6 +47,12 @@ CUDA = Target(
     # as a product it would turn its image around.
     settings=dict.fromkeys(("int4", "int8-weights"), ("linear_to_matmul.convolutions=false",)),
     costs="h100",
+    # Compute capability 8.9 and newer. cuBLAS wants rows of 16 bytes.
+    float8=Float8Rules(
+        kernel="gemm_float8",
+        costs="h100-fp8",
+        source="onnxruntime: contrib_ops/cuda/math/gemm_float8.cu",
+    ),
     refused={"int8": _SLOW_INT8, "int8-dynamic": _SLOW_INT8},
     instead={"int8": "fp16", "int8-dynamic": "fp16"},
     # As exact as int8 or more, and at a known number of rows only where the costs say that it pays.

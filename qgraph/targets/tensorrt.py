@@ -2,7 +2,7 @@
 
 The opposite of a CPU: only what enters a fused unit (a convolution or matrix product with what runs
 in its kernel) stands behind Q/DQ; no result does, and biases stay in float. All is symmetric int8
-with zero points of 0. The builder moves QuantizeLinear backwards through pooling, layout operators
+with zero points of 0, or symmetric float8e4m3fn. The builder moves QuantizeLinear backwards through pooling, layout operators
 and Concat into the unit in front of them, if they share one scale.
 """
 
@@ -13,14 +13,40 @@ from qgraph.targets.numeric import NUMERIC
 _QDQ = "NVIDIA TensorRT documentation, 'Working with quantized types', Q/DQ placement"
 _MODELOPT = "NVIDIA Model Optimizer's placement of Q/DQ for TensorRT"
 
+# Floating-point codes pay in large products: what has fewer channels, depthwise convolutions among
+# them, stays in float, and so do shortcuts and operators that only hand codes on.
+_FLOAT8 = (
+    OpRule("Conv", ("activation", "weight", "other"), "float", least=16, source=_MODELOPT),
+    OpRule(
+        "Gemm",
+        ("activation", "weight", "other"),
+        "float",
+        least=16,
+        vectors=False,
+        source=_MODELOPT,
+    ),
+    OpRule(
+        "MatMul",
+        ("activation", "weight"),
+        "float",
+        products=True,
+        least=16,
+        vectors=False,
+        source=_MODELOPT,
+    ),
+)
+
 TENSORRT = Target(
     name="tensorrt",
     summary="NVIDIA GPU: TensorRT or TensorRT-RTX, which build engines without a GPU",
     engines=("tensorrt",),
-    precisions=("fp32", "fp16", "int8", "int4"),
+    precisions=("fp32", "fp16", "fp8", "int8", "int4"),
     default_precision="int8",
     activation=Spec("int8", symmetric=True),
     weight=Spec("int8", symmetric=True, axis=0, narrow=True),
+    activations={"fp8": Spec("float8e4m3fn")},
+    weights={"fp8": Spec("float8e4m3fn", axis=0)},
+    rows={"fp8": _FLOAT8},
     placement="units",
     rules=(
         OpRule("Conv", ("activation", "weight", "other"), "float", source=_QDQ),
@@ -76,7 +102,10 @@ TENSORRT = Target(
     ),
     # Half of the codes are below 0, which a Relu leaves empty: channels want to be more equal than
     # uint8 wants them (docs/targets.md).
-    settings={"int8": ("equalize_depthwise.power=0.65",)},
+    settings={
+        "int8": ("equalize_depthwise.power=0.65",),
+        "fp8": ("calibrate.observer=minmax",),
+    },
     weight_only=WeightOnlyRules(
         {"QuantizedWeight": ("dequantize_linear",)},
         bits=(4,),

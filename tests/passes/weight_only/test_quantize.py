@@ -85,7 +85,7 @@ def captured(monkeypatch):
 def test_the_packed_model_computes_what_the_simulation_does(captured, options):
     """The weights of the simulation are unscaled: so folding scales changed nothing either."""
     graph = decoder()
-    report = quantized(graph, **options)
+    report = quantized(graph, accuracy_level=0, **options)
     assert report.changed == 7 * TINY.layers + ("head" in options)
     simulated = decoder()
     for weight, solution in captured:
@@ -96,6 +96,21 @@ def test_the_packed_model_computes_what_the_simulation_does(captured, options):
     assert relative(got, want) < 1e-3
     exact = logits(decoder(), feeds)
     assert 1e-4 < relative(got, exact) < (0.9 if options.get("bits") == 2 else 0.4)
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "written"), [("cpu", None, 4), ("cpu", 0, None), ("cuda", None, None)]
+)
+def test_the_target_says_what_products_compute_in(name, level, written):
+    graph = decoder()
+    quantized(graph, data=[], name=name, method="rtn", accuracy_level=level)
+    products = [node for node in graph.nodes() if node.op_type == "MatMulNBits"]
+    assert {graph.attribute(node, "accuracy_level") for node in products} == {written}
+    if written:
+        (feeds,) = windows(1, seed=9)
+        plain = decoder()
+        quantized(plain, data=[], name=name, method="rtn", accuracy_level=0)
+        assert 1e-4 < relative(logits(graph, feeds), logits(plain, feeds)) < 3e-2
 
 
 @pytest.mark.parametrize("method", ["gptq", "clipped"])
@@ -288,10 +303,10 @@ def test_a_layer_that_no_form_takes_still_fits_what_was_scaled(monkeypatch, kept
         return form
 
     whole = decoder()
-    quantized(whole)
+    quantized(whole, accuracy_level=0)
     monkeypatch.setattr(write, "form", choosy)
     graph = decoder()
-    report = quantized(graph)
+    report = quantized(graph, accuracy_level=0)
     assert any(refusal.reason == "not this one" for refusal in report.refused)
     (feeds,) = windows(1, seed=9)
     # The same weights, in float or packed.

@@ -149,7 +149,8 @@ def only_gather(graph):
 
 def test_rows_that_no_block_ends_with_are_stored_again_with_the_same_codes():
     graph = tied(width=40)
-    report = compiled(graph, head=True, embeddings=True, bits=4, embedding_bits=4)
+    options = {"bits": 4, "embedding_bits": 4, "accuracy_level": 0}
+    report = compiled(graph, head=True, embeddings=True, **options)
     assert report.changed == 2 and "Reshape" not in {n.op_type for n in graph.nodes()}
     assert all(v.name != "table" for v in graph.initializers)
     have = outcome(graph, {"ids": np.arange(50)[None]})
@@ -176,7 +177,7 @@ def test_a_head_with_a_copy_of_the_table_shares_its_codes(same):
 
 def test_a_head_in_another_form_has_the_same_codes_of_its_own():
     graph = tied()
-    report = compiled(graph, head=True, embeddings=True, bits=8)
+    report = compiled(graph, head=True, embeddings=True, bits=8, accuracy_level=0)
     assert "the codes are those of head" in report.layers[-1]["note"]
     assert all(v.name != "table" for v in graph.initializers)
     have = outcome(graph, {"ids": np.arange(50)[None]})
