@@ -83,7 +83,7 @@ def calibrate(
         UsageError: A name, option or combination is wrong, or there is no data.
         ModelError, DataError, EngineError: What the names say.
     """
-    job = resolve(target, "int8", recipe, exclude, settings, listener)
+    job = resolve(target, "int8", recipe, exclude, settings, listener, force=True)
     given = None if encodings is None else read_encodings(encodings)
     if data is None and given is None:
         raise UsageError("calibration needs data", fix="pass --data")

@@ -1,6 +1,7 @@
 """The story of a compile, from a model file to an artifact."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -39,7 +40,7 @@ from qgraph.recipe import Recipe
 from qgraph.runtime.backend import TensorInfo
 from qgraph.target_fit import check_shapes, too_large
 from qgraph.text import few
-from qgraph.timing_sample import timing_sample
+from qgraph.timing_sample import of_batch, timing_sample
 from qgraph.tokenizer import copy_tokenizer
 from qgraph.verify import verify
 
@@ -70,6 +71,7 @@ def compile(
     passes: Sequence[Pass] = (),
     hooks: Sequence[Hook] = (),
     listener: Listener | None = None,
+    force: bool = False,
 ) -> Artifact:
     """Compile a trained model to a fast, verified artifact.
 
@@ -93,6 +95,7 @@ def compile(
         passes: The caller's own passes or fusions; they run between clean-up and fusions.
         hooks: Called after every pass with the graph and what was done.
         listener: Told how it goes.
+        force: Build the precision asked for even where the target runs another one faster.
 
     Returns:
         The artifact.
@@ -102,7 +105,9 @@ def compile(
         ModelError, DataError, EngineError, ArtifactError: What the names say.
         AccuracyError: The artifact misses the recipe's floor; it is kept, marked as failed.
     """
-    job = resolve(target, precision, recipe, exclude, settings, listener, io, io_outputs)
+    job = resolve(
+        target, precision, recipe, exclude, settings, listener, io, io_outputs, force=force
+    )
     given = given_encodings(encodings, job)
     folder = output_folder(model, output, job)
     check_output(folder)
@@ -133,6 +138,7 @@ def compile(
             job.listener.stage("running the original")
             guessed = kind == "random" and held_out is None
             timed = timing_sample(original, feeds[0], caches, positions, guessed=guessed)
+            timed = of_batch(timed, inputs, job.batch)
             size = sum(path.stat().st_size for path in written)
             if line := too_large(job.target, size):
                 job.warn(line)
@@ -169,7 +175,12 @@ def compile(
                 nodes=nodes,
                 original_bytes=record.model_bytes(original),
                 artifact_bytes=size,
-                files=file_records(scratch),
+                files={
+                    name: entry
+                    for name, entry in file_records(scratch).items()
+                    # What an engine keeps beside the model changes as it runs.
+                    if not name.partition("/")[0].endswith(".engines")
+                },
             )
             record.write_manifest(manifest, scratch)
     artifact = Artifact.load(folder)
@@ -242,8 +253,11 @@ def _own(job: Job, scratch: Path, context: Context, hooks: Sequence[Hook]) -> di
 
 def _remove(model: Path | None, scratch: Path) -> None:
     if model is not None:
-        for file in scratch.glob(f"{model.name}*"):
-            file.unlink()
+        for path in scratch.glob(f"{model.name}*"):
+            if path.is_dir():  # engines that were kept beside it
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 # -- what comes after ------------------------------------------------------------------------------
@@ -284,6 +298,8 @@ def _select(
         own={engine: each.path for engine, each in own.items()},
         built=built,
     )
+    for line in selection.warnings:
+        job.warn(line)
     ratio = selection.slower_than_float
     if ratio is not None and ratio > SLOWER_BY:
         job.warn(

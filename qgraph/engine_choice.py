@@ -1,7 +1,7 @@
-"""Chooses the engine by measuring every one of the target's on the user's model."""
+"""Chooses the engine, and how it runs, by measuring every way of the target's on the user's model."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ from qgraph.engine_build import EngineBuild
 from qgraph.errors import EngineError
 from qgraph.manifest import Engine, Timing
 from qgraph.runtime import backend
-from qgraph.runtime.backend import EngineOptions, Session
+from qgraph.runtime.assignment import left_behind
+from qgraph.runtime.backend import EngineOptions, Session, Tunable
 from qgraph.runtime.choose import Candidate, Measured, fastest
 from qgraph.runtime.reference import open_reference
 from qgraph.target import Target
@@ -29,6 +30,8 @@ class Selection:
             none to compare with.
         not_timed: Why nothing was timed; empty where it was.
         model: The file that was fastest; None where nothing was timed.
+        candidate: Name of the fastest among the timings.
+        warnings: What the user should know of how it runs.
     """
 
     backend: str = ""
@@ -37,11 +40,15 @@ class Selection:
     slower_than_float: float | None = None
     not_timed: str = ""
     model: Path | None = None
+    candidate: str = ""
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def engine(self) -> Engine | None:
         """The manifest's entry; None where no engine runs here."""
-        return Engine(backend=self.backend, options=self.options) if self.backend else None
+        if not self.backend:
+            return None
+        return Engine(backend=self.backend, options=self.options, candidate=self.candidate)
 
     def open(self, model: Path) -> Session:
         """Open `model` in the selected engine, or unoptimised where there is none."""
@@ -64,9 +71,8 @@ def select_engine(
     """Time `model` in all of the target's engines, in turn with the float model.
 
     Args:
-        target: Its `engines` are the candidates.
-        precision: bf16 lets OpenVINO compute the float parts in bf16; every other precision asks
-            for true float32, which OpenVINO does not do by itself on machines with AMX.
+        target: Its `engines` are the candidates, each in all its variants.
+        precision: The model's.
         model: What was compiled.
         floating: The same model in float32, or None where `model` is that.
         feeds: One sample.
@@ -79,35 +85,73 @@ def select_engine(
     """
     if all(backend(name).unavailable() is not None for name in target.engines):
         return _without_engine(target, precision, built)
-    candidates = []
-    for name in target.engines:
-        wants_bf16 = precision == "bf16" and name == "openvino"
-        options = EngineOptions(float_precision="bf16" if wants_bf16 else "f32")
-        candidates.append(Candidate(name, model, options, label=f"{name} {precision}"))
-        if name in (own or {}):
-            label = f"{name} {precision}, its own operators"
-            candidates.append(Candidate(name, (own or {})[name], options, label=label))
-        if floating is not None:
-            label = f"{name} fp32 (before)"
-            candidates.append(Candidate(name, floating, label=label, feeds=float_feeds))
-    measured = fastest(candidates, feeds, budget_s=BUDGET_S)
+    ours = [
+        Candidate(name, path, options, _title(name, precision, label, kind))
+        for name in target.engines
+        for path, kind in [(model, ""), ((own or {}).get(name), "its own operators")]
+        if path is not None
+        for label, options in _variants(name, precision).items()
+    ]
+    # Where each engine runs in one way only, the float model is timed in the same run; else only
+    # in the way that turns out fastest, since many open sessions take memory.
+    together = all(len(_variants(name, precision)) == 1 for name in target.engines)
+    before = [
+        Candidate(name, floating, label=f"{_title(name, 'fp32')} (before)", feeds=float_feeds)
+        for name in target.engines
+        if floating is not None
+    ]
+    measured = fastest([*ours, *before] if together else ours, feeds, budget_s=BUDGET_S)
     working = [each for each in measured if each.result is not None]
-    ours = [each for each in working if each.candidate.model != floating]
-    if not ours:
+    best = next((each for each in working if each.candidate.model != floating), None)
+    if best is None or best.result is None:
         reasons = "; ".join(f"{m.candidate}: {m.reason}" for m in measured)
         raise EngineError(f"no engine runs the compiled model ({reasons})")
-    best = ours[0]
-    ratio = None
-    float_times = [_time(each) for each in working if each.candidate.model == floating]
-    if float_times:
-        ratio = _time(best) / min(float_times)
+    chosen = best.candidate
+    if floating is not None and not together:
+        measured += _before(best, floating, feeds, float_feeds)
+    float_times = [_time(m) for m in measured if m.candidate.model == floating and m.result]
     return Selection(
-        best.candidate.backend,
-        asdict(best.candidate.options),
+        chosen.backend,
+        asdict(chosen.options),
         [_timing(each) for each in measured],
-        ratio,
-        model=best.candidate.model,
+        _time(best) / min(float_times) if float_times else None,
+        model=chosen.model,
+        candidate=str(chosen),
+        warnings=left_behind(
+            backend(chosen.backend), chosen.model, feeds, chosen.options, best.result.p50_ms
+        ),
     )
+
+
+def _before(
+    best: Measured,
+    floating: Path,
+    feeds: Mapping[str, Any],
+    float_feeds: Mapping[str, Any] | None,
+) -> list[Measured]:
+    """Time the float model in the way that is best for ours, in turn with it."""
+    ours = best.candidate
+    way = str(ours).partition(", ")[2]
+    title = f"{_title(ours.backend, 'fp32', way)} (before)"
+    plain = Candidate(ours.backend, floating, ours.options, title, float_feeds)
+    found = fastest([ours, plain], feeds, budget_s=BUDGET_S / 2)
+    by_model = {each.candidate.model: each for each in found}
+    result, own = by_model[floating].result, by_model[ours.model].result
+    if result is None or own is None:
+        return [by_model[floating]]
+    relative = result.relative_time / own.relative_time * _time(best)
+    return [replace(by_model[floating], result=replace(result, relative_time=relative))]
+
+
+def _title(engine: str, precision: str, *ways: str) -> str:
+    """What a candidate is called."""
+    return ", ".join([f"{engine} {precision}", *filter(None, ways)])
+
+
+def _variants(name: str, precision: str) -> Mapping[str, EngineOptions]:
+    """Ways to run a model of that precision, by label."""
+    engine = backend(name)
+    return engine.variants(precision) if isinstance(engine, Tunable) else {"": EngineOptions()}
 
 
 def _without_engine(target: Target, precision: str, built: EngineBuild | None) -> Selection:
@@ -137,4 +181,5 @@ def _timing(measured: Measured) -> Timing:
         p50_ms=result.p50_ms,
         p90_ms=result.p90_ms,
         relative_time=result.relative_time,
+        through_host_p50_ms=measured.through_host.p50_ms if measured.through_host else None,
     )

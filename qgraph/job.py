@@ -28,6 +28,12 @@ class Job:
     listener: Listener
     warnings: list[str]
 
+    @property
+    def batch(self) -> int | None:
+        """Rows that the model will run on at a time, where the user says so."""
+        batch: int | None = self.recipe.passes.get("weight_only", {}).get("batch")
+        return batch
+
     def warn(self, line: str) -> None:
         """Keep a warning for the manifest and tell it, once."""
         if line not in self.warnings:
@@ -44,8 +50,12 @@ def resolve(
     listener: Listener | None,
     io: str | None = None,
     io_outputs: str | None = None,
+    *,
+    force: bool = False,
 ) -> Job:
     """Look up every name and check every option.
+
+    Warns of a precision that the target builds as another one, before anything else.
 
     Raises:
         UsageError: Something is unknown, or the target has no such precision.
@@ -71,7 +81,28 @@ def resolve(
         raise unknown_name("precision", wanted, hardware.precisions)
     _check_bits(loaded, wanted)
     globs = (*loaded.exclude, *exclude)
-    return Job(hardware, loaded, wanted, wanted, globs, listener or Silent(), [])
+    job = Job(hardware, loaded, wanted, wanted, globs, listener or Silent(), [])
+    if wanted in hardware.instead:
+        _substitute(job, force)
+    return job
+
+
+def _substitute(job: Job, force: bool) -> None:
+    """Say that a precision is a bad choice for the target, and take the better one unless forced."""
+    wanted, hardware = job.requested, job.target
+    better = hardware.instead[wanted]
+    if job.batch is not None:
+        better = hardware.instead_batch.get(wanted, better)
+    line = f"{wanted} is slow on {hardware.name}: {hardware.refused[wanted]}"
+    if force:
+        job.warn(f"{line}; done all the same")
+        return
+    job.warn(f"{line}; built {better} instead (--force builds {wanted})")
+    job.precision = better
+    plain = job.recipe.model_copy(update={"passes": {}})
+    suited = with_settings(plain, list(hardware.settings.get(better, ()))).passes
+    for name, options in suited.items():
+        job.recipe.passes[name] = {**options, **job.recipe.passes.get(name, {})}
 
 
 def _check_bits(recipe: Recipe, precision: str) -> None:

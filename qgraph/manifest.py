@@ -42,6 +42,8 @@ class Engine(_Part):
 
     backend: str
     options: dict[str, Any] = Field(default_factory=dict)
+    candidate: str = ""
+    """Its name among the timings."""
 
 
 class Timing(_Part):
@@ -51,6 +53,9 @@ class Timing(_Part):
     p50_ms: float | None = None
     p90_ms: float | None = None
     relative_time: float | None = None
+    through_host_p50_ms: float | None = None
+    """Where the engine computes elsewhere than on the host: with numpy arrays, which are copied there
+    and back; the other times are of buffers that are there."""
     reason: str = ""
 
 

@@ -60,6 +60,7 @@ def packages() -> dict[str, str]:
         "onnxruntime",
         "onnxruntime-gpu",
         "onnxruntime-ep-openvino",
+        "onnxruntime-ep-nv-tensorrt-rtx-cu13",
         "tensorrt",
         "tensorrt-rtx-cu13",
     )

@@ -1,6 +1,7 @@
 """Models and artifacts by path, ready to be opened in an engine."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,13 +60,19 @@ class Runnable:
         return peek(self.model)
 
 
-def runnable(path: str | os.PathLike[str], engine: str | None = None, threads: int = 0) -> Runnable:
+def runnable(
+    path: str | os.PathLike[str],
+    engine: str | None = None,
+    threads: int = 0,
+    own: Mapping[str, Any] | None = None,
+) -> Runnable:
     """Find out what to run and in which engine.
 
     Args:
         path: An ONNX file, an artifact's folder, or a folder with model.onnx.
         engine: Overrides the artifact's engine; a plain model runs in onnxruntime's CPU provider.
         threads: Threads, 0 for all cores.
+        own: Options of the engine's own, before those of the artifact.
 
     Raises:
         ModelError: There is no such file.
@@ -83,8 +90,7 @@ def runnable(path: str | os.PathLike[str], engine: str | None = None, threads: i
         artifact = Artifact.load(place)
         chosen = artifact.manifest.engine
         options = dict(chosen.options) if chosen and engine in (None, chosen.backend) else {}
-        if threads:
-            options["threads"] = threads
+        options |= _given(threads, own, options.get("engine", {}))
         name = engine or (chosen.backend if chosen else DEFAULT_ENGINE)
         manifest = artifact.manifest
         return Runnable(
@@ -94,8 +100,15 @@ def runnable(path: str | os.PathLike[str], engine: str | None = None, threads: i
     if not model.is_file():
         what = "is a folder without model.onnx" if place.is_dir() else "no such file"
         raise ModelError(what, where=path, fix="name an ONNX file or an artifact")
-    options = {"threads": threads} if threads else {}
-    return Runnable(path, model, engine or DEFAULT_ENGINE, options)
+    return Runnable(path, model, engine or DEFAULT_ENGINE, _given(threads, own, {}))
+
+
+def _given(
+    threads: int, own: Mapping[str, Any] | None, before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fields of `EngineOptions` that the user gave."""
+    found: dict[str, Any] = {"threads": threads} if threads else {}
+    return found | ({"engine": {**before, **own}} if own else {})
 
 
 def image_options(run: Runnable, recipe: str | None) -> "ImageOptions | None":

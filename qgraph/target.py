@@ -179,7 +179,9 @@ class Target:
         own: By engine, what it alone executes beside them. It gets a model of its own, which becomes
             the artifact's if it is the fastest.
         costs: Name of the measured times of its products; see `qgraph.costs`.
-        refused: Why it lacks precisions that one might expect of it.
+        refused: Why it lacks precisions that one might expect of it, or builds others.
+        instead: By precision that it can build but should not, what is built unless that is forced.
+        instead_batch: The same where the number of rows that layers multiply at a time is known.
         settings: By precision, `pass.option=value` lines that suit it better than what the recipes
             that ship with qgraph say; the user's own recipes and settings win.
         no_engine: Where there are no engines: why qgraph can't run it.
@@ -216,6 +218,8 @@ class Target:
     own: Mapping[str, Contributed] = field(default_factory=dict)
     costs: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
+    instead: Mapping[str, str] = field(default_factory=dict)
+    instead_batch: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     no_engine: str = ""
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """What engines are timed on: a decoder's step of one token; of any other model, a sample."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from qgraph.data import Feeds
 from qgraph.decoder import Decoder
 from qgraph.errors import DataError, EngineError, QGraphError
 from qgraph.kv_cache import Cache
-from qgraph.runtime.backend import Session
+from qgraph.runtime.backend import Session, TensorInfo
+from qgraph.runtime.batching import batched_inputs
 from qgraph.runtime.reference import open_reference
 
 # Tokens in front of the one that is timed: a short prompt and some of its answer.
@@ -63,6 +64,33 @@ def timing_sample(
             return _step(Decoder(reference, caches, context), sample)
         except QGraphError as error:
             return TimingSample(sample, f"one sample ({error.what})")
+
+
+def of_batch(sample: TimingSample, inputs: Sequence[TensorInfo], batch: int | None) -> TimingSample:
+    """Repeat a sample along the batch axis, where a batch is asked for and the axis is free.
+
+    Args:
+        sample: What was taken.
+        inputs: The model's.
+        batch: Rows that layers multiply at a time: samples, of texts by their tokens; None to leave
+            the sample alone.
+    """
+    batched = batched_inputs(inputs)
+    if batch is None or not batched or not isinstance(batched[0].shape[0], str):
+        return sample
+    names = {info.name for info in batched}
+    count = max(1, batch // _tokens(sample.feeds, names))
+    feeds = {
+        name: np.resize(array, (count, *array.shape[1:])) if name in names and len(array) else array
+        for name, array in sample.feeds.items()
+    }
+    return TimingSample(feeds, f"{sample.what}, batch {count}")
+
+
+def _tokens(feeds: Feeds, batched: Collection[str]) -> int:
+    """Tokens of one sample: the length of the first input that holds a row of integers."""
+    texts = (x for name, x in feeds.items() if name in batched and x.dtype.kind in "iu")
+    return next((max(1, x.shape[1]) for x in texts if x.ndim == 2), 1)
 
 
 def _run(reference: Session, sample: Feeds, guessed: bool) -> None:

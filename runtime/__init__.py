@@ -12,6 +12,8 @@ from qgraph.runtime.backend import Backend
 BACKENDS: tuple[str, ...] = (
     "qgraph.runtime.onnxruntime_cpu:OnnxRuntimeCpu",
     "qgraph.runtime.onnxruntime_cuda:OnnxRuntimeCuda",
+    "qgraph.runtime.onnxruntime_tensorrt:OnnxRuntimeTensorRt",
+    "qgraph.runtime.onnxruntime_tensorrt_rtx:OnnxRuntimeTensorRtRtx",
     "qgraph.runtime.openvino:OpenVino",
     "qgraph.runtime.tensorrt.backend:TensorRt",
 )

@@ -3,7 +3,8 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
@@ -51,17 +52,20 @@ class EngineOptions:
         float_precision: Arithmetic of the float parts. Only OpenVINO offers 'bf16' and 'f16';
             an engine that can't obey refuses to open, it never substitutes.
         profile: Record what runs, for `Session.executed`. Slows every run down.
+        engine: Options that only one engine has, by name, as JSON values; its module documents
+            them, and it refuses what it does not know.
     """
 
     threads: int = 0
     float_precision: FloatPrecision = "f32"
     profile: bool = False
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse values that no engine accepts.
 
         Raises:
-            UsageError: `threads` is negative or `float_precision` unknown.
+            UsageError: `threads` is negative, `float_precision` unknown or `engine` no mapping.
         """
         if self.threads < 0:
             raise UsageError(f"threads is {self.threads}", fix="give 0 (all cores) or more")
@@ -70,6 +74,8 @@ class EngineOptions:
                 f"float_precision is {self.float_precision!r}",
                 fix=f"choose one of: {', '.join(FLOAT_PRECISIONS)}",
             )
+        if not isinstance(self.engine, Mapping):
+            raise UsageError(f"engine is {self.engine!r}", fix="give options by name")
 
 
 @dataclass(frozen=True)
@@ -93,23 +99,126 @@ class ExecutedOp:
     time_us: float | None = None
 
 
+class DLPack(Protocol):
+    """An array of any library, on any device, that others can read without a copy."""
+
+    def __dlpack__(self, *, stream: Any = ...) -> Any:
+        """Return a capsule with its address, type and shape."""
+        ...
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return kind and number of the device that it lies on."""
+        ...
+
+
+class Bound(Protocol):
+    """A model on buffers of fixed shapes and places, to run again and again without copies.
+
+    Write into `inputs` and read `outputs` by way of DLPack, as with `torch.from_dlpack`; whoever writes
+    on a stream of their own synchronizes it before `run`. One thread at a time may use it, and it
+    must not outlive its session.
+    """
+
+    @property
+    def inputs(self) -> Mapping[str, DLPack]:
+        """Buffers that `run` reads."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, DLPack]:
+        """What the last run left; the next one overwrites it."""
+        ...
+
+    def update(self, feeds: Mapping[str, Any]) -> None:
+        """Copy feeds into the inputs that they name, as an alternative to writing there.
+
+        Raises:
+            DataError: One is unknown, or has another type or shape than was bound.
+        """
+        ...
+
+    def run(self) -> None:
+        """Run on what the inputs hold now, and wait for the result.
+
+        Raises:
+            EngineError: The engine fails, or the session is closed.
+        """
+        ...
+
+
 @runtime_checkable
 class Session(Protocol):
-    """A model opened in an engine. `run` may be called from several threads at once."""
+    """A model opened in an engine. Any of its methods may be called from several threads at once.
+
+    Attributes:
+        engine: Name of the backend.
+        device: Where the engine computes and `run_dlpack` leaves results: `cpu` or `cuda`.
+        inputs: What it takes.
+        outputs: What it gives.
+    """
 
     engine: str
+    device: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
     def run(
-        self, feeds: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray[Any, Any]]:
         """Run once on arrays by input name; return the named outputs, or all of them.
 
+        Feeds are numpy arrays, or other libraries' on the host, which are not copied.
+
         Raises:
-            DataError: An input is missing, unknown, or has the wrong dtype or shape.
+            DataError: An input is missing, unknown, or has the wrong dtype, shape or device.
             UsageError: An output name is unknown.
             EngineError: The engine fails, or the session is closed.
+        """
+        ...
+
+    def run_dlpack(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
+    ) -> dict[str, DLPack]:
+        """Run once on arrays that stay on their device, and leave the results on the engine's.
+
+        Feeds are arrays of any library that has `__dlpack__`, or numpy's. Neither those that lie
+        where the engine computes nor the results are copied, except where the session replays
+        CUDA graphs: these have buffers of their own (use `bind`).
+
+        Raises:
+            DataError: As `run`, and where an array is not contiguous.
+            UsageError: An output name is unknown.
+            EngineError: The engine fails, or the session is closed.
+        """
+        ...
+
+    def bind(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Bound:
+        """Copy feeds into buffers on the engine's device, run once, and keep inputs and outputs.
+
+        Raises:
+            DataError, UsageError, EngineError: As `run_dlpack`.
+        """
+        ...
+
+    def submit(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
+    ) -> "Future[dict[str, np.ndarray[Any, Any]]]":
+        """Run in the background, and return at once; see `run`.
+
+        Raises:
+            EngineError: The session is closed.
+        """
+        ...
+
+    def warmup(self, feeds: Mapping[str, Any] | None = None, runs: int = 3) -> None:
+        """Run a few times, on random feeds where none are given."""
+        ...
+
+    def profile(self, feeds: Mapping[str, Any], runs: int = 3) -> tuple[ExecutedOp, ...]:
+        """Run a few times and return what ran, with times; ends the profile.
+
+        Raises:
+            UsageError: The session was opened without `profile=True`.
         """
         ...
 
@@ -122,7 +231,11 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the engine's memory and threads; closing twice is harmless."""
+        """Wait for runs in flight, then release the engine's memory and threads.
+
+        Later runs, and submitted ones that have not begun, raise EngineError. Closing twice is
+        harmless.
+        """
         ...
 
     def __enter__(self) -> Self:
@@ -156,6 +269,24 @@ class Backend(Protocol):
             EngineError: The engine is not usable here, refuses the model or an option.
             ModelError: The file does not exist.
         """
+        ...
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """A backend with several ways to run a model, of which measuring finds the fastest."""
+
+    def variants(self, precision: str) -> Mapping[str, EngineOptions]:
+        """Options to try for a model of that precision, by a label for people; the plainest first."""
+        ...
+
+
+@runtime_checkable
+class WithMemory(Protocol):
+    """A backend that computes in a device's memory."""
+
+    def device_memory(self) -> int | None:
+        """Bytes in use on the device, by all processes; None where nobody tells."""
         ...
 
 

@@ -47,6 +47,9 @@ class BenchResult:
             where the machine's speed drifts.
         relative_low: Lower quartile of that ratio over rounds; likewise relative_high the upper.
         peak_memory_bytes: From `qgraph.runtime.memory.peak_memory`, None where not asked for.
+        device_memory_bytes: The same of the engine's device; None where it has none.
+        on_device_ms: Median latency with inputs and outputs in the device's memory, where the engine
+            has one; all other times are of numpy arrays, which are copied there and back.
     """
 
     name: str
@@ -62,6 +65,8 @@ class BenchResult:
     relative_low: float
     relative_high: float
     peak_memory_bytes: int | None = None
+    device_memory_bytes: int | None = None
+    on_device_ms: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Fields as JSON values."""
@@ -111,7 +116,7 @@ def bench(
 
 
 def _open(entry: Session | Callable[[], Session], stack: ExitStack) -> Session:
-    return entry if isinstance(entry, Session) else stack.enter_context(entry())
+    return stack.enter_context(entry()) if callable(entry) else entry
 
 
 def _block_sizes(runs: int | None, rounds: int) -> list[int | None]:

@@ -9,9 +9,9 @@ from typing import Any
 from qgraph.errors import EngineError, QGraphError, UsageError
 from qgraph.runtime import backend
 from qgraph.runtime.backend import EngineOptions, Session
-from qgraph.runtime.bench import BenchResult, bench
+from qgraph.runtime.bench import REST_S, BenchResult, bench
 from qgraph.runtime.tensors import Array
-from qgraph.runtime.wrapped import OnOwnFeeds
+from qgraph.runtime.wrapped import OnDevice, OnOwnFeeds
 
 _WARMUP_SHARE = 0.15
 # Every round rests before each session; this many tell engines apart that differ by 10%.
@@ -43,13 +43,16 @@ class Measured:
 
     Attributes:
         candidate: What was measured.
-        result: Latency; `relative_time` is against the fastest candidate. None if it can't run.
+        result: Latency with inputs and outputs where the engine computes; `relative_time` is
+            against the fastest candidate. None if it can't run.
         reason: Why it can't run; empty if it can.
+        through_host: Latency with numpy arrays in and out, where the engine computes elsewhere.
     """
 
     candidate: Candidate
     result: BenchResult | None
     reason: str = ""
+    through_host: BenchResult | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Fields as JSON values."""
@@ -60,6 +63,7 @@ class Measured:
             "model": str(self.candidate.model),
             "result": self.result.as_json() if self.result else None,
             "reason": self.reason,
+            "through_host": self.through_host.as_json() if self.through_host else None,
         }
 
 
@@ -68,7 +72,9 @@ def fastest(
 ) -> list[Measured]:
     """Measure candidates in turn on the same feeds.
 
-    All that work stay open together while they are timed.
+    All that work stay open together while they are timed. Where an engine computes elsewhere than on
+    the host, what is compared is a run on buffers there; the time with numpy arrays, which are copied
+    there and back, is measured beside it.
 
     Args:
         candidates: What to measure; the same label twice is refused.
@@ -91,14 +97,23 @@ def fastest(
     refused: list[Measured] = []
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
+        elsewhere: dict[str, Session] = {}
         for candidate in candidates:
+            label, own = str(candidate), feeds if candidate.feeds is None else candidate.feeds
             try:
-                sessions[str(candidate)] = _try(candidate, feeds, stack)
+                session = _try(candidate, own, stack)
+                if session.device == "cpu":
+                    sessions[label] = OnOwnFeeds(session, own)
+                else:
+                    sessions[label] = OnDevice(session, own)
+                    elsewhere[label] = OnOwnFeeds(session, own)
             except QGraphError as error:
                 refused.append(Measured(candidate, None, str(error)))
         results = _bench(sessions, feeds, budget_s)
+        through = {each.name: each for each in _bench(elsewhere, feeds, budget_s / 2)}
     by_label = dict(zip(labels, candidates, strict=True))
-    return [*(Measured(by_label[result.name], result) for result in results), *refused]
+    measured = [Measured(by_label[r.name], r, "", through.get(r.name)) for r in results]
+    return [*measured, *refused]
 
 
 def _try(candidate: Candidate, feeds: Mapping[str, Array], stack: ExitStack) -> Session:
@@ -107,8 +122,6 @@ def _try(candidate: Candidate, feeds: Mapping[str, Array], stack: ExitStack) -> 
     if reason := engine.unavailable():
         raise EngineError(reason)
     session = engine.open(candidate.model, candidate.options)
-    if candidate.feeds is not None:
-        session = OnOwnFeeds(session, candidate.feeds)
     try:
         session.run(feeds)
     except QGraphError:
@@ -125,7 +138,16 @@ def _bench(
         return []
     share = budget_s / len(sessions)
     warmup = share * _WARMUP_SHARE
-    results = bench(sessions, feeds, seconds=share - warmup, warmup_s=warmup, rounds=_ROUNDS)
+    # Resting is for threads that spin; sessions on a device have none that matter.
+    spins = any(session.device == "cpu" for session in sessions.values())
+    results = bench(
+        sessions,
+        feeds,
+        seconds=share - warmup,
+        warmup_s=warmup,
+        rounds=_ROUNDS,
+        rest_s=REST_S if spins else 0.0,
+    )
     return relative_to_fastest(results)
 
 

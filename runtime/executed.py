@@ -43,9 +43,7 @@ def executed_ops(
         EngineError: The engine refuses the model, fails, or leaves no readable profile.
     """
     with backend.open(model, replace(options or EngineOptions(), profile=True)) as session:
-        for _ in range(max(1, runs)):
-            session.run(feeds)
-        return session.executed()
+        return session.profile(feeds, runs)
 
 
 def read_profile(path: Path) -> tuple[ExecutedOp, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qgraph.errors import QGraphError
 from qgraph.runtime import backend
-from qgraph.runtime.backend import EngineOptions
+from qgraph.runtime.backend import Backend, EngineOptions, WithMemory
 from qgraph.runtime.memory import load_feeds
 
 
@@ -29,6 +29,10 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
+def _device_bytes(engine: Backend) -> int | None:
+    return engine.device_memory() if isinstance(engine, WithMemory) else None
+
+
 def main(folder: Path) -> int:
     """Run the job in `folder`; return the exit status."""
     job = json.loads((folder / "job.json").read_text())
@@ -38,11 +42,14 @@ def main(folder: Path) -> int:
         if reason := engine.unavailable():
             print(reason, file=sys.stderr)
             return 1
-        baseline = peak_bytes()
+        baseline, before = peak_bytes(), _device_bytes(engine)
         with engine.open(Path(job["model"]), EngineOptions(**job["options"])) as session:
-            for _ in range(job["runs"]):
-                session.run(feeds)
-            print(json.dumps({"peak_bytes": peak_bytes(), "baseline_bytes": baseline}))
+            session.warmup(feeds, job["runs"])
+            found = {"peak_bytes": peak_bytes(), "baseline_bytes": baseline}
+            after = _device_bytes(engine)
+            if before is not None and after is not None:
+                found["device_bytes"] = after - before
+            print(json.dumps(found))
     except QGraphError as error:
         print(error, file=sys.stderr)
         return error.exit_code

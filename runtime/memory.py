@@ -22,10 +22,13 @@ class PeakMemory:
     Attributes:
         peak_bytes: Of the whole process: interpreter, engine, shared libraries, model, runs.
         baseline_bytes: Before the model was opened, with the engine imported and feeds read.
+        device_bytes: What opening and running it took on the engine's device, if it has one; other
+            processes there disturb it.
     """
 
     peak_bytes: int
     baseline_bytes: int
+    device_bytes: int | None = None
 
     @property
     def model_bytes(self) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from qgraph.errors import EngineError, QGraphError
 from qgraph.runtime.backend import EngineOptions
+from qgraph.runtime.options import no_options
 from qgraph.runtime.ort_session import OrtSession, load_onnxruntime, session_options
 
 
@@ -29,6 +30,7 @@ class OnnxRuntimeCpu:
             ModelError: The file does not exist.
         """
         chosen = options or EngineOptions()
+        no_options(chosen, self.name)
         if chosen.float_precision != "f32":
             raise EngineError(
                 f"float_precision {chosen.float_precision} is not offered",

@@ -1,26 +1,61 @@
 """Backend 'onnxruntime-cuda': ONNX Runtime's CUDA provider, with its CPU provider behind it.
 
-TF32 is off: the CUDA provider would otherwise multiply float32 with ten bits of mantissa. Algorithms
-for convolutions are chosen by cuDNN's rules: trying them all takes seconds for every new shape.
+TF32 is off unless asked for: the CUDA provider would otherwise multiply float32 with ten bits of
+mantissa. Algorithms for convolutions are chosen by cuDNN's rules: trying them all takes seconds for
+every new shape.
+
+Options (`EngineOptions.engine`) are the fields of `CudaOptions`.
 """
 
 import ctypes
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qgraph.errors import EngineError, QGraphError
 from qgraph.runtime.backend import EngineOptions
+from qgraph.runtime.options import own_options
+from qgraph.runtime.ort_graphs import GraphSession
 from qgraph.runtime.ort_session import OrtSession, load_onnxruntime, session_options
 
 _PROVIDER = "CUDAExecutionProvider"
-_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """What the CUDA provider can be told.
+
+    Attributes:
+        graph: Capture a CUDA graph for a shape that comes again, and replay it; see
+            `qgraph.runtime.ort_graphs`. Not while profiling, since a graph hides its kernels.
+        nhwc: Convolutions with channels last.
+        tf32: Multiply float32 with ten bits of mantissa.
+        conv_search: How algorithms of convolutions are found: by cuDNN's rules, by trying all at
+            the first run of a shape, or the default one.
+    """
+
+    graph: bool = False
+    nhwc: bool = False
+    tf32: bool = False
+    conv_search: Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"] = "HEURISTIC"
+
+    def provider(self, *, graph: bool) -> tuple[str, dict[str, str]]:
+        """Return the provider with its options as ONNX Runtime takes them."""
+        return _PROVIDER, {
+            "use_tf32": str(int(self.tf32)),
+            "prefer_nhwc": str(int(self.nhwc)),
+            "cudnn_conv_algo_search": self.conv_search,
+            "enable_cuda_graph": str(int(graph)),
+        }
 
 
 class OnnxRuntimeCuda:
     """ONNX Runtime on an NVIDIA GPU; what CUDA has no kernel for runs on the CPU."""
 
     name = "onnxruntime-cuda"
+    provider = _PROVIDER
 
     def unavailable(self) -> str | None:
         """None when there is a GPU and onnxruntime-gpu can use it, else the reason."""
@@ -30,12 +65,31 @@ class OnnxRuntimeCuda:
             return str(error)
         return None
 
-    def open(self, model: Path | bytes, options: EngineOptions | None = None) -> OrtSession:
+    def variants(self, precision: str) -> Mapping[str, EngineOptions]:
+        """Layouts, with and without CUDA graphs, and with cuDNN's algorithms tried one by one."""
+        found = {
+            "": CudaOptions(),
+            "nhwc": CudaOptions(nhwc=True),
+            "graph": CudaOptions(graph=True),
+            "nhwc, graph": CudaOptions(graph=True, nhwc=True),
+            "graph, search": CudaOptions(graph=True, conv_search="EXHAUSTIVE"),
+            "nhwc, graph, search": CudaOptions(graph=True, nhwc=True, conv_search="EXHAUSTIVE"),
+        }
+        return {label: EngineOptions(engine=_changed(each)) for label, each in found.items()}
+
+    def device_memory(self) -> int | None:
+        """Bytes in use on the first GPU; see `used_memory`."""
+        return used_memory()
+
+    def open(
+        self, model: Path | bytes, options: EngineOptions | None = None
+    ) -> OrtSession | GraphSession:
         """Open a model; see `qgraph.runtime.backend.Backend.open`.
 
         Raises:
-            EngineError: There is no GPU or no CUDA provider, it refuses the model, or the options
-                ask for another float precision than float32: precision is in the graph.
+            EngineError: There is no GPU or no CUDA provider, it refuses the model or an option, no
+                CUDA graph can be captured of it, or the options ask for another float precision
+                than float32: precision is in the graph.
             ModelError: The file does not exist.
         """
         chosen = options or EngineOptions()
@@ -45,15 +99,41 @@ class OnnxRuntimeCuda:
                 where=self.name,
                 fix="use 'f32' and compile the model with --precision fp16",
             )
+        own = own_options(CudaOptions, chosen.engine, self.name)
         _load()
-        ort_options = session_options(chosen.threads)
+        opening = partial(self._open, model, chosen, own)
+        if own.graph and not chosen.profile:
+            return GraphSession(opening)
+        return opening(graph=False)
+
+    def _open(
+        self,
+        model: Path | bytes,
+        options: EngineOptions,
+        own: CudaOptions,
+        *,
+        graph: bool,
+        sizes: Mapping[str, int] | None = None,
+    ) -> OrtSession:
+        """Open a session that captures graphs or not, with dynamic axes fixed by name."""
+        ort_options = session_options(options.threads)
+        for name, size in (sizes or {}).items():
+            ort_options.add_free_dimension_override_by_name(name, size)
         return OrtSession(
             model,
             ort_options,
             engine=self.name,
-            providers=[(_PROVIDER, _OPTIONS), "CPUExecutionProvider"],
-            profile=chosen.profile,
+            providers=[own.provider(graph=graph), "CPUExecutionProvider"],
+            profile=options.profile,
+            device="cuda",
+            captures=graph,
         )
+
+
+def _changed(options: CudaOptions) -> dict[str, Any]:
+    """Options that are not the defaults, by name."""
+    plain = CudaOptions()
+    return {key: value for key, value in vars(options).items() if value != getattr(plain, key)}
 
 
 def _load() -> Any:
@@ -75,25 +155,47 @@ def _load() -> Any:
             where="onnxruntime-cuda",
             fix="check nvidia-smi and CUDA_VISIBLE_DEVICES",
         )
-    _preload(onnxruntime)
+    preload(onnxruntime)
     return onnxruntime
 
 
 @cache
-def _preload(onnxruntime: Any) -> None:
+def preload(onnxruntime: Any) -> None:
     """Load CUDA's libraries from the nvidia-* wheels where the loader would not find them."""
     onnxruntime.preload_dlls()
+
+
+def driver() -> Any:
+    """NVIDIA's driver library, or None where there is none."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None
 
 
 @cache
 def gpus() -> int:
     """How many NVIDIA GPUs the driver shows to this process."""
-    for name in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            driver = ctypes.CDLL(name)
-        except OSError:
-            continue
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
-            return count.value
-    return 0
+    found, count = driver(), ctypes.c_int(0)
+    if found is None or found.cuInit(0) or found.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
+
+
+def used_memory() -> int | None:
+    """Bytes in use on the first GPU, by all processes; None where the driver does not tell.
+
+    ONNX Runtime keeps what it once allocated, so that after some runs this is their peak.
+    """
+    if not gpus():
+        return None
+    found, context = driver(), ctypes.c_void_p()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    # The context that CUDA's runtime, and so ONNX Runtime, works in; another would take memory.
+    if found.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) or found.cuCtxSetCurrent(context):
+        return None
+    if found.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)):
+        return None
+    return total.value - free.value

@@ -7,17 +7,17 @@ would spin against OpenVINO's threads.
 
 import json
 import platform
-import threading
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from qgraph.errors import EngineError, QGraphError
 from qgraph.runtime.backend import EngineOptions, FloatPrecision, available_cores
-from qgraph.runtime.ort_session import OrtSession, error_line, load_onnxruntime, session_options
+from qgraph.runtime.options import no_options
+from qgraph.runtime.ort_session import OrtSession, session_options
+from qgraph.runtime.plugin import plugin_devices
 
-_registering = threading.Lock()
 # Instruction sets with which the CPU computes in the precision; without one, OpenVINO would
 # silently compute in float32.
 _CPU_FLAGS: dict[FloatPrecision, frozenset[str]] = {
@@ -39,6 +39,10 @@ class OpenVino:
             return str(error)
         return None
 
+    def variants(self, precision: str) -> Mapping[str, EngineOptions]:
+        """True float32 in the float parts, which it does not do by itself with AMX, or bf16."""
+        return {"": EngineOptions(float_precision="bf16" if precision == "bf16" else "f32")}
+
     def open(self, model: Path | bytes, options: EngineOptions | None = None) -> OrtSession:
         """Open a model; see `qgraph.runtime.backend.Backend.open`.
 
@@ -48,6 +52,7 @@ class OpenVino:
             ModelError: The file does not exist.
         """
         chosen = options or EngineOptions()
+        no_options(chosen, self.name)
         devices = _cpu_devices()
         _check_precision(chosen.float_precision)
         ort_options = session_options(threads=1)
@@ -71,13 +76,11 @@ def _cpu_devices() -> list[Any]:
     Raises:
         EngineError: The plugin is missing, can't be loaded, or lists no CPU device.
     """
-    onnxruntime, plugin = load_onnxruntime(), _load_plugin()
-    with _registering:
-        devices = _devices(onnxruntime, plugin)
-        # The caller's own code may have registered it already, under a name of its own.
-        if not devices:
-            _register(onnxruntime, plugin)
-            devices = _devices(onnxruntime, plugin)
+    devices = plugin_devices(
+        "onnxruntime_ep_openvino",
+        "openvino",
+        "run `pip install 'qgraph[cpu]'` (the plugin exists for Linux on x86-64)",
+    )
     cpu = [device for device in devices if device.device.type.name == "CPU"]
     if not cpu:
         raise EngineError(
@@ -86,39 +89,6 @@ def _cpu_devices() -> list[Any]:
             fix="use the backend 'onnxruntime-cpu'",
         )
     return cpu
-
-
-def _load_plugin() -> ModuleType:
-    try:
-        import onnxruntime_ep_openvino
-    except ImportError as error:
-        raise EngineError(
-            f"onnxruntime-ep-openvino can't be imported ({error})",
-            where="openvino",
-            fix="run `pip install 'qgraph[cpu]'` (the plugin exists for Linux on x86-64)",
-        ) from error
-    module: ModuleType = onnxruntime_ep_openvino
-    return module
-
-
-def _devices(onnxruntime: ModuleType, plugin: ModuleType) -> list[Any]:
-    name = plugin.get_ep_name()
-    return [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
-
-
-@cache
-def _register(onnxruntime: ModuleType, plugin: ModuleType) -> None:
-    """Register the plugin; cached, since onnxruntime refuses a second registration."""
-    try:
-        onnxruntime.register_execution_provider_library(
-            "qgraph.openvino", plugin.get_library_path()
-        )
-    except Exception as error:
-        raise EngineError(
-            f"the plugin can't be loaded: {error_line(error)}",
-            where="openvino",
-            fix="reinstall onnxruntime and onnxruntime-ep-openvino in matching versions",
-        ) from error
 
 
 def _check_precision(precision: FloatPrecision) -> None:

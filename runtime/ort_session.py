@@ -4,21 +4,22 @@ ONNX Runtime's own log is switched off (severity 4): it prints warnings about ha
 stderr, and every failure reaches the caller as an exception anyway.
 """
 
-import ctypes
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType, TracebackType
-from typing import Any, Self
-
-import numpy as np
+from types import ModuleType
+from typing import Any
 
 from qgraph.errors import EngineError, ModelError, UsageError, unknown_name
-from qgraph.runtime.backend import ExecutedOp, TensorInfo, available_cores
+from qgraph.runtime.backend import DLPack, ExecutedOp, TensorInfo, available_cores
 from qgraph.runtime.executed import read_profile
-from qgraph.runtime.tensors import EXTENSION_DTYPES, Array, check_feeds, numpy_dtype
+from qgraph.runtime.ort_bound import GRAPH_ID, NO_GRAPH, OrtBound
+from qgraph.runtime.ort_values import from_feed, from_numpy, to_numpy
+from qgraph.runtime.session import SessionBase
+from qgraph.runtime.tensors import EXTENSION_DTYPES, Array, check_feeds, check_names
 
 _SILENT = 4
 _SHORT_NAMES = {"float": "float32", "double": "float64"}
@@ -70,8 +71,14 @@ def type_from_ort(text: str) -> str:
     return re.sub(r"\b(float|double)\b", lambda match: _SHORT_NAMES[match[0]], name)
 
 
-class OrtSession:
-    """A model opened in ONNX Runtime; satisfies `qgraph.runtime.backend.Session`."""
+class OrtSession(SessionBase):
+    """A model opened in ONNX Runtime; satisfies `qgraph.runtime.backend.Session`.
+
+    Attributes:
+        optional: Initializers that may be fed too.
+        memory: By input and output, the device whose memory it lies in: `cpu` or `cuda`.
+        run_options: What a run is told, where it is not to replay a graph.
+    """
 
     def __init__(
         self,
@@ -81,6 +88,8 @@ class OrtSession:
         engine: str,
         providers: Sequence[str | tuple[str, dict[str, str]]] | None = None,
         profile: bool = False,
+        device: str = "cpu",
+        captures: bool = False,
     ) -> None:
         """Open the model.
 
@@ -91,6 +100,8 @@ class OrtSession:
             providers: Execution providers, with their options where needed; None takes those set
                 in `options`.
             profile: Record what runs, for `executed`.
+            device: Where the first provider computes.
+            captures: Whether the providers' options let runs be captured as CUDA graphs.
 
         Raises:
             ModelError: The file does not exist.
@@ -100,7 +111,6 @@ class OrtSession:
         if isinstance(model, Path) and not model.is_file():
             raise ModelError("no such file", where=str(model), fix="check the path")
         onnxruntime = load_onnxruntime()
-        self.engine = engine
         self._lock = threading.Lock()
         self._profile_dir = TemporaryDirectory(prefix="qgraph-profile-") if profile else None
         self._executed: tuple[ExecutedOp, ...] | None = None
@@ -126,13 +136,19 @@ class OrtSession:
                 where=engine,
                 fix="check that the CUDA and cuDNN wheels match onnxruntime's version",
             )
-        self.inputs = _infos(session.get_inputs())
-        self.outputs = _infos(session.get_outputs())
-        self._optional = _infos(session.get_overridable_initializers())
-        self._types = {info.name: info.dtype for info in (*self.inputs, *self._optional)}
+        super().__init__(
+            engine, _infos(session.get_inputs()), _infos(session.get_outputs()), device
+        )
+        self.optional = _infos(session.get_overridable_initializers())
+        self._types = {info.name: info.dtype for info in (*self.inputs, *self.optional)}
+        self.memory = {info.name: "cpu" for info in (*self.inputs, *self.optional, *self.outputs)}
+        if device != "cpu":
+            self.memory |= _memory(self.inputs, session.get_input_memory_infos(), device)
+            self.memory |= _memory(self.outputs, session.get_output_memory_infos(), device)
+        self.run_options = self.graph_options(None) if captures else None
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
     ) -> dict[str, Array]:
         """Run once on arrays by input name; return the named outputs, or all of them.
 
@@ -144,18 +160,44 @@ class OrtSession:
             UsageError: An output name is unknown.
             EngineError: The run fails, an output is a sequence or map, or the session is closed.
         """
-        session = self._opened()
-        arrays = check_feeds(self.inputs, feeds, self._optional)
-        types = self._output_types(outputs)
-        try:
-            if any(dtype in EXTENSION_DTYPES for dtype in types.values()):
-                return self._run_values(session, arrays, types)
-            values = session.run(list(types), self._mixed(arrays))
-        except Exception as error:
-            raise EngineError(
-                f"failed while running: {error_line(error)}", where=self.engine
-            ) from (error)
-        return dict(zip(types, values, strict=True))
+        with self.native() as session:
+            arrays = check_feeds(self.inputs, feeds, self.optional)
+            types = self.output_types(outputs)
+            try:
+                if any(dtype in EXTENSION_DTYPES for dtype in types.values()):
+                    return self._run_values(session, arrays, types)
+                values = session.run(list(types), self._mixed(arrays), self.run_options)
+            except Exception as error:
+                raise self._failed(error) from error
+            return dict(zip(types, values, strict=True))
+
+    def run_dlpack(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
+    ) -> dict[str, DLPack]:
+        """Run once on arrays where they are; see `qgraph.runtime.backend.Session.run_dlpack`.
+
+        Results are OrtValues, which have `numpy()` besides.
+
+        Raises:
+            DataError, UsageError, EngineError: As `run`; and where an output holds strings, or an
+                array is not contiguous.
+        """
+        with self.native() as session:
+            types = self.tensor_types(outputs)
+            known = check_names(self.inputs, feeds, self.optional)
+            # The binding only borrows memory: the values must live until the run ends.
+            values = {name: from_feed(known[name], feed) for name, feed in feeds.items()}
+            binding = session.io_binding()
+            for name, value in values.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in types:
+                binding.bind_output(name, self.memory[name])
+            self.run_bound(session, binding, self.run_options)
+            return dict(zip(types, binding.get_outputs(), strict=True))
+
+    def bind(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> OrtBound:
+        """Copy feeds to buffers that stay; see `qgraph.runtime.backend.Session.bind`."""
+        return OrtBound(self, feeds, self.tensor_types(outputs))
 
     def executed(self) -> tuple[ExecutedOp, ...]:
         """Kernels that ran since opening, in order of first execution; ends the profile.
@@ -168,48 +210,59 @@ class OrtSession:
         """
         with self._lock:
             if self._executed is None:
-                session = self._opened()
-                if self._profile_dir is None:
-                    raise UsageError(
-                        "the session keeps no profile",
-                        where=self.engine,
-                        fix="open it with EngineOptions(profile=True)",
-                    )
-                kernels = read_profile(Path(session.end_profiling()))
-                self._executed = (*kernels, *_compiled_nodes(session))
+                with self.native() as session:
+                    if self._profile_dir is None:
+                        raise UsageError(
+                            "the session keeps no profile",
+                            where=self.engine,
+                            fix="open it with EngineOptions(profile=True)",
+                        )
+                    kernels = read_profile(Path(session.end_profiling()))
+                    self._executed = (*kernels, *_compiled_nodes(session))
                 self._remove_profile()
             return self._executed
 
-    def close(self) -> None:
-        """Release the engine's memory and threads once runs in flight have ended."""
-        with self._lock:
-            self._session = None
-            self._remove_profile()
+    # -- for what is bound to the session ----------------------------------------------------------
 
-    def __enter__(self) -> Self:
-        """Return the session."""
-        return self
+    @contextmanager
+    def native(self) -> Iterator[Any]:
+        """ONNX Runtime's session, kept open while the block runs.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the session."""
-        self.close()
+        Raises:
+            EngineError: The session is closed.
+        """
+        with self._running():
+            yield self._session
 
-    def _opened(self) -> Any:
-        session = self._session
-        if session is None:
-            raise EngineError("the session is closed", where=self.engine, fix="open it again")
-        return session
+    def run_bound(self, session: Any, binding: Any, options: Any) -> None:
+        """Run on a binding and wait until its outputs are there.
 
-    def _remove_profile(self) -> None:
-        if self._profile_dir is not None:
-            self._profile_dir.cleanup()
+        Raises:
+            EngineError: The run fails.
+        """
+        try:
+            if self.device != "cpu":
+                # What other libraries do to the inputs on streams of their own must be over.
+                binding.synchronize_inputs()
+            session.run_with_iobinding(binding, options)
+            if self.device != "cpu":
+                binding.synchronize_outputs()
+        except Exception as error:
+            raise self._failed(error) from error
 
-    def _output_types(self, names: Sequence[str] | None) -> dict[str, str]:
+    def graph_options(self, number: int | None) -> Any:
+        """Run options to capture or replay the CUDA graph of that number, or None of them."""
+        options = load_onnxruntime().RunOptions()
+        options.add_run_config_entry(GRAPH_ID, NO_GRAPH if number is None else str(number))
+        return options
+
+    def output_types(self, names: Sequence[str] | None) -> dict[str, str]:
+        """Types of the named outputs, or of all.
+
+        Raises:
+            UsageError: One is unknown.
+            EngineError: One is a sequence or map.
+        """
         known = {info.name: info.dtype for info in self.outputs}
         chosen = list(known) if names is None else list(dict.fromkeys(names))
         for name in chosen:
@@ -223,45 +276,62 @@ class OrtSession:
                 )
         return {name: known[name] for name in chosen}
 
+    def tensor_types(self, names: Sequence[str] | None) -> dict[str, str]:
+        """The same where they must be tensors that other libraries can read.
+
+        Raises:
+            EngineError: One holds strings.
+        """
+        types = self.output_types(names)
+        if text := next((name for name, dtype in types.items() if dtype == "string"), None):
+            raise EngineError(
+                f"output {text!r} holds strings, which have no DLPack",
+                where=self.engine,
+                fix="use run, or ask for other outputs by name",
+            )
+        return types
+
+    def _release(self) -> None:
+        self._session = None
+        self._remove_profile()
+
+    def _failed(self, error: Exception) -> EngineError:
+        return EngineError(f"failed while running: {error_line(error)}", where=self.engine)
+
+    def _remove_profile(self) -> None:
+        if self._profile_dir is not None:
+            self._profile_dir.cleanup()
+
     def _mixed(self, arrays: dict[str, Array]) -> dict[str, Any]:
         """Arrays, wrapped only where numpy's type can't say what they are."""
         return {
-            name: self._value(name, array) if self._types[name] in EXTENSION_DTYPES else array
+            name: from_numpy(self._types[name], array)
+            if self._types[name] in EXTENSION_DTYPES
+            else array
             for name, array in arrays.items()
         }
-
-    def _value(self, name: str, array: Array) -> Any:
-        ort_value = load_onnxruntime().OrtValue
-        dtype = self._types[name]
-        if dtype not in EXTENSION_DTYPES:
-            return ort_value.ortvalue_from_numpy(array)
-        from onnx import TensorProto
-
-        bits = array.view(np.dtype(f"u{array.itemsize}"))
-        code = TensorProto.DataType.Value(dtype.upper())
-        return ort_value.ortvalue_from_numpy_with_onnx_type(bits, code)
 
     def _run_values(
         self, session: Any, arrays: dict[str, Array], types: dict[str, str]
     ) -> dict[str, Array]:
         """Run with outputs that ONNX Runtime can't turn into numpy arrays."""
         # `feeds` only borrows the arrays' memory: they must live until the run ends.
-        feeds = {name: self._value(name, array) for name, array in arrays.items()}
-        values = session.run_with_ort_values(list(types), feeds)
+        feeds = {name: from_numpy(self._types[name], array) for name, array in arrays.items()}
+        values = session.run_with_ort_values(list(types), feeds, self.run_options)
         pairs = zip(types.items(), values, strict=True)
-        return {name: _copy_value(value, dtype) for (name, dtype), value in pairs}
+        return {name: to_numpy(dtype, value) for (name, dtype), value in pairs}
 
 
 def _infos(metas: Sequence[Any]) -> tuple[TensorInfo, ...]:
     return tuple(TensorInfo(m.name, type_from_ort(m.type), tuple(m.shape)) for m in metas)
 
 
-def _copy_value(value: Any, dtype: str) -> Array:
-    if dtype not in EXTENSION_DTYPES:
-        return np.array(value.numpy())
-    size = value.tensor_size_in_bytes()
-    raw = ctypes.string_at(value.data_ptr(), size) if size else b""
-    return np.frombuffer(bytearray(raw), dtype=numpy_dtype(dtype)).reshape(value.shape())
+def _memory(infos: Sequence[TensorInfo], places: Sequence[Any], device: str) -> dict[str, str]:
+    """Whether tensors lie on the device or on the host, such as shapes that the CPU reads."""
+    return {
+        info.name: "cpu" if re.search("cpu|pinned", place.name.lower()) else device
+        for info, place in zip(infos, places, strict=True)
+    }
 
 
 def _compiled_nodes(session: Any) -> list[ExecutedOp]:

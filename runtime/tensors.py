@@ -62,9 +62,43 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f"
 
 
+# Devices of DLPack (dlpack.h, DLDeviceType) whose memory the CPU reads: CPU, CUDA's pinned and
+# managed memory, ROCm's pinned memory.
+_HOST_DEVICES = (1, 3, 13, 11)
+
+
+def is_foreign(value: Any) -> bool:
+    """Whether a feed is another library's array, to be taken by way of DLPack."""
+    return not isinstance(value, np.ndarray | np.generic) and hasattr(value, "__dlpack__")
+
+
+def to_host(name: str, value: Any) -> Array:
+    """An input's value as a numpy array; memory of the host is not copied.
+
+    Raises:
+        DataError: It lies on another device, or its library can't share it.
+    """
+    if not is_foreign(value):
+        return np.asarray(value)
+    where = f"input {name!r}"
+    kind, number = value.__dlpack_device__()
+    if int(kind) not in _HOST_DEVICES:
+        raise DataError(
+            f"lies on a device (DLPack kind {int(kind)}, number {number})",
+            where=where,
+            fix="use run_dlpack of an engine on that device, or copy it to the host",
+        )
+    try:
+        return np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise DataError(
+            f"can't be shared with numpy: {error}", where=where, fix="pass a numpy array"
+        ) from error
+
+
 def check_feeds(
     inputs: Sequence[TensorInfo],
-    feeds: Mapping[str, Array],
+    feeds: Mapping[str, Any],
     optional: Sequence[TensorInfo] = (),
 ) -> dict[str, Array]:
     """Check feeds against a model's inputs and return them contiguous, in native byte order.
@@ -78,6 +112,18 @@ def check_feeds(
         DataError: An input is missing or unknown, or has the wrong dtype, rank or shape; names
             the input, what came and what was expected.
     """
+    known = check_names(inputs, feeds, optional)
+    return {name: check_array(known[name], value) for name, value in feeds.items()}
+
+
+def check_names(
+    inputs: Sequence[TensorInfo], feeds: Mapping[str, Any], optional: Sequence[TensorInfo] = ()
+) -> dict[str, TensorInfo]:
+    """Check that every input is fed and nothing else; return all inputs by name.
+
+    Raises:
+        DataError: One is missing or unknown.
+    """
     known = {info.name: info for info in (*inputs, *optional)}
     for info in inputs:
         if info.name not in feeds:
@@ -90,7 +136,7 @@ def check_feeds(
     for name in feeds:
         if name not in known:
             raise _unknown_input(name, known)
-    return {name: _check_one(known[name], value) for name, value in feeds.items()}
+    return known
 
 
 def _unknown_input(name: str, known: Mapping[str, TensorInfo]) -> DataError:
@@ -100,27 +146,50 @@ def _unknown_input(name: str, known: Mapping[str, TensorInfo]) -> DataError:
     return DataError("the model has no such input", where=f"input {name!r}", fix=fix)
 
 
-def _check_one(info: TensorInfo, value: Any) -> Array:
-    where = f"input {info.name!r}"
-    array = np.asarray(value)
+def check_array(info: TensorInfo, value: Any) -> Array:
+    """Check one feed and return it as a contiguous numpy array; see `check_feeds`."""
+    array = to_host(info.name, value)
     expected = numpy_dtype(info.dtype)
-    got = type_name(array.dtype)
-    if got != info.dtype:
+    check_type(info, type_name(array.dtype), array.shape)
+    if info.dtype == "string":
+        return _strings(array, f"input {info.name!r}")
+    # order="C" rather than ascontiguousarray, which turns scalars into shape [1].
+    return array.astype(expected, order="C", copy=False)
+
+
+def check_type(info: TensorInfo, dtype: str, shape: Sequence[int]) -> None:
+    """Check type and shape of what is fed to an input.
+
+    Raises:
+        DataError: They are not the input's.
+    """
+    where = f"input {info.name!r}"
+    if dtype != info.dtype:
         raise DataError(
-            f"dtype is {got}, expected {info.dtype}",
+            f"dtype is {dtype}, expected {info.dtype}",
             where=where,
             fix=f"convert the array to {info.dtype}",
         )
-    if info.shape and not _fits(info.shape, array.shape):
+    if info.shape and not _fits(info.shape, tuple(shape)):
         raise DataError(
-            f"shape is {list(array.shape)}, expected {format_shape(info.shape)}",
+            f"shape is {list(shape)}, expected {format_shape(info.shape)}",
             where=where,
             fix="pass an array of that shape",
         )
-    if info.dtype == "string":
-        return _strings(array, where)
-    # order="C" rather than ascontiguousarray, which turns scalars into shape [1].
-    return array.astype(expected, order="C", copy=False)
+
+
+def check_bound(name: str, held: Sequence[int], given: Sequence[int]) -> None:
+    """Check that a feed has the shape of the buffer that it is copied into.
+
+    Raises:
+        DataError: It has another one.
+    """
+    if list(held) != list(given):
+        raise DataError(
+            f"is bound with shape {list(held)}, not {list(given)}",
+            where=f"input {name!r}",
+            fix="bind feeds of that shape",
+        )
 
 
 def _fits(shape: tuple[int | str | None, ...], got: tuple[int, ...]) -> bool:

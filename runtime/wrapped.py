@@ -1,24 +1,24 @@
 """A session around another one, for those that feed or read it in another way."""
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from qgraph.runtime.backend import ExecutedOp, Session
+from qgraph.runtime.session import SessionBase
 
 
-class Wrapped:
-    """Passes everything on; subclasses change `run`."""
+class Wrapped(SessionBase):
+    """Passes `run` on, which subclasses change; DLPack and buffers go by way of it, on the host."""
 
     def __init__(self, session: Session) -> None:
         """Wrap an open session."""
+        super().__init__(session.engine, session.inputs, session.outputs)
         self._session = session
-        self.engine, self.inputs, self.outputs = session.engine, session.inputs, session.outputs
 
     def run(
-        self, feeds: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray[Any, Any]]:
         """Run the session."""
         return self._session.run(feeds, outputs)
@@ -27,22 +27,8 @@ class Wrapped:
         """What ran in the session since opening."""
         return self._session.executed()
 
-    def close(self) -> None:
-        """Close the session."""
+    def _release(self) -> None:
         self._session.close()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the session."""
-        self.close()
 
 
 class OnOwnFeeds(Wrapped):
@@ -51,10 +37,26 @@ class OnOwnFeeds(Wrapped):
     def __init__(self, session: Session, feeds: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Wrap an open session."""
         super().__init__(session)
-        self._feeds = feeds
+        self._feeds, self.device = feeds, session.device
 
     def run(
-        self, feeds: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray[Any, Any]]:
         """Run the session on its own feeds."""
         return self._session.run(self._feeds, outputs)
+
+
+class OnDevice(Wrapped):
+    """Runs on buffers on the engine's device, to be timed without what copying takes."""
+
+    def __init__(self, session: Session, feeds: Mapping[str, Any]) -> None:
+        """Bind the feeds in an open session."""
+        super().__init__(session)
+        self._bound, self.device = session.bind(feeds), session.device
+
+    def run(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Run on the buffers; results stay there."""
+        self._bound.run()
+        return {}

@@ -1,4 +1,4 @@
-"""Every Python example in README.md runs as it is written there."""
+"""Every Python example in README.md and docs/sessions.md runs as it is written there."""
 
 import re
 import shutil
@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+TEXT = "".join((ROOT / name).read_text() for name in ("README.md", "docs/sessions.md"))
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 def test_there_are_examples() -> None:
-    assert len(BLOCKS) >= 2
+    assert len(BLOCKS) >= 3
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))

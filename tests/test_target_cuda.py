@@ -15,7 +15,6 @@ from models.zoo.llama_onnx import build
 from qgraph import onnx_io
 from qgraph.context import Context
 from qgraph.costs.table import CostTable, Row
-from qgraph.errors import UsageError
 from qgraph.flow import exact_passes, quantizing_passes
 from qgraph.graph import Graph
 from qgraph.passes.half import Half
@@ -153,13 +152,110 @@ def test_fp16_is_the_default(tmp_path):
     assert artifact.manifest.accuracy.outputs[0]["sqnr_db"] > 45
 
 
+class Told:
+    """Keeps what a compile tells, in order."""
+
+    def __init__(self):
+        self.lines = []
+
+    def stage(self, name):
+        self.lines.append(name)
+
+    def progress(self, what, done, total):
+        pass
+
+    def warn(self, line):
+        self.lines.append(line)
+
+    info = warn
+
+
+def conv_net():
+    weights = {"w": random(8, 3, 3, 3), "v": random(16, 8, 1, 1), "h": random(16, 16)}
+    text = """g (float[1,3,8,8] x) => (float[1,16,6,6] y) {
+        [a] a = Conv(x, w)  [r] r = Relu(a)  [b] b = Conv(r, v)  [y] y = Sigmoid(b)
+    }"""
+    return model(text, weights)
+
+
+def random(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
 @pytest.mark.parametrize("precision", ["int8", "int8-dynamic"])
-def test_integers_are_refused_with_the_reason(precision, tmp_path):
-    with pytest.raises(UsageError) as caught:
-        qgraph.compile(linear(), output=tmp_path / "o", target="cuda", precision=precision)
-    line = str(caught.value)
-    assert line.startswith(f"target 'cuda' has no {precision}: onnxruntime's CUDA provider has no")
-    assert line.endswith("choose one of: fp32, fp16, fp8, int4, int8-weights")
+@pytest.mark.parametrize("make", [linear, conv_net])
+def test_integers_are_fp16_and_that_is_told_first(precision, make, tmp_path):
+    told = Told()
+    options = {"target": "cuda", "precision": precision, "listener": told}
+    artifact = qgraph.compile(make(), output=tmp_path / "o", **options)
+    line = told.lines[0]
+    assert line.startswith(
+        f"{precision} is slow on cuda: onnxruntime's CUDA provider has no integer"
+    )
+    assert "2 to 6 times as long as in fp16; built fp16 instead (--force builds" in line
+    manifest = artifact.manifest
+    assert manifest.warnings[0] == line
+    assert (manifest.precision, manifest.requested_precision) == ("fp16", precision)
+    plain = qgraph.compile(make(), output=tmp_path / "p", target="cuda", precision="fp16")
+    assert artifact.model_path.read_bytes() == plain.model_path.read_bytes()
+
+
+def test_integers_at_a_known_batch_are_int8_weights_where_these_pay(tmp_path):
+    weight = np.random.default_rng(0).standard_normal((2048, 2048)).astype(np.float32)
+    text = "g (float[M,2048] x) => (float[M,2048] y) { a = MatMul(x, w)  y = Neg(a) }"
+    for batch, quantized in ((1, 1), (64, 0)):
+        artifact = qgraph.compile(
+            onnx_io.load(model(text, {"w": weight}, opset=21)),
+            output=tmp_path / str(batch),
+            target="cuda",
+            precision="int8",
+            settings=[f"weight_only.batch={batch}"],
+        )
+        assert artifact.manifest.precision == "int8-weights"
+        assert "built int8-weights instead" in artifact.manifest.warnings[0]
+        nodes = onnx.load(artifact.model_path).graph.node
+        assert sum(node.op_type == "MatMulNBits" for node in nodes) == quantized
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_convolutions_stay_convolutions(precision, tmp_path):
+    settings = ["weight_only.batch=1", "weight_only.min_elements=1"]
+    artifact = qgraph.compile(
+        conv_net(), output=tmp_path / "o", target="cuda", precision=precision, settings=settings
+    )
+    kinds = [node.op_type for node in onnx.load(artifact.model_path).graph.node]
+    assert kinds.count("Conv") == 2 and "Transpose" not in kinds
+    assert artifact.manifest.recipe["passes"]["linear_to_matmul"] == {"convolutions": False}
+    forced = [*settings, "linear_to_matmul.convolutions=true"]
+    artifact = qgraph.compile(
+        conv_net(), output=tmp_path / "f", target="cuda", precision=precision, settings=forced
+    )
+    assert "Transpose" in [node.op_type for node in onnx.load(artifact.model_path).graph.node]
+
+
+def test_force_builds_integers_that_the_provider_runs_in_float(tmp_path):
+    data = [{"x": random(1, 3, 8, 8) * (i + 1)} for i in range(10)]
+    artifact = qgraph.compile(
+        conv_net(), output=tmp_path / "o", target="cuda", precision="int8", data=data, force=True
+    )
+    manifest = artifact.manifest
+    assert manifest.precision == "int8" and "done all the same" in manifest.warnings[0]
+    graph = onnx.load(artifact.model_path).graph
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 2
+    made = {node.output[0]: node.op_type for node in graph.node}
+    for node in graph.node:
+        if node.op_type == "Conv":
+            assert [made.get(name) for name in node.input[:2]] == ["DequantizeLinear"] * 2
+            # Of int32, as biases are on other targets, the CUDA provider has no DequantizeLinear.
+            assert not any(made.get(name) for name in node.input[2:])
+    assert {t.data_type for t in graph.initializer} <= {FLOAT, onnx.TensorProto.INT8}
+
+
+def test_force_changes_nothing_where_nothing_is_replaced(tmp_path):
+    artifact = qgraph.compile(
+        linear(), output=tmp_path / "o", target="cuda", precision="fp16", force=True
+    )
+    assert not any("slow" in line for line in artifact.manifest.warnings)
 
 
 def test_compile_to_int4(tmp_path):

@@ -50,6 +50,7 @@ def test_the_targets():
         "cpu-x86",
         "cuda",
         "tensorrt",
+        "tensorrt-ep",
         "gpu-nvidia",
         "mobile-arm",
         "edge-tpu",

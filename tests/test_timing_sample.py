@@ -13,8 +13,10 @@ from qgraph.artifact import Artifact
 from qgraph.decoder import context_length
 from qgraph.graph import Graph
 from qgraph.kv_cache import find_caches
-from qgraph.timing_sample import PAST, timing_sample
+from qgraph.runtime.backend import TensorInfo
+from qgraph.timing_sample import PAST, TimingSample, of_batch, timing_sample
 
+T = TensorInfo("t", "int64", ("n", "length"))
 IDS = np.random.default_rng(0).integers(0, TINY.vocabulary, (1, 9))
 
 
@@ -113,3 +115,33 @@ def test_the_manifest_says_it(tmp_path, monkeypatch, kv, what):
         path, output=tmp_path / "npu", precision="fp32", target="npu", data={"input_ids": IDS}
     )
     assert artifact.manifest.timed == "" and artifact.manifest.not_timed
+
+
+def test_a_batch_repeats_the_sample_where_the_batch_is_free(tmp_path):
+    path, _ = decoder(tmp_path)
+    inputs = onnx_io.load(path).signature()
+    sample = TimingSample(with_empty_caches(IDS[:, :1]), "one token")
+    found = of_batch(sample, inputs, 3)
+    assert found.what == "one token, batch 3"
+    assert found.feeds["input_ids"].tolist() == [IDS[0, :1].tolist()] * 3
+    assert found.feeds["past_key_values.0.key"].shape == (3, 2, 0, 8)
+    assert of_batch(sample, inputs, None) is sample
+    texts = of_batch(TimingSample({"t": np.ones((1, 4), np.int64)}, "a text"), [T], 13)
+    assert texts.what == "a text, batch 3" and texts.feeds["t"].shape == (3, 4)
+    assert of_batch(texts, [T], 2).feeds["t"].shape == (1, 4)
+    rows = TimingSample({"x": np.arange(6.0).reshape(2, 3), "w": np.ones(2)}, "two rows")
+    free = [TensorInfo("x", "float64", ("n", 3)), TensorInfo("w", "float64", (2,))]
+    assert of_batch(rows, free, 3).feeds["x"].tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+    assert of_batch(rows, free, 3).feeds["w"] is rows.feeds["w"]
+    for first in (2, None):
+        assert of_batch(rows, [TensorInfo("x", "float64", (first, 3))], 3) is rows
+
+
+def test_compile_times_the_batch_that_it_is_told(tmp_path):
+    artifact = qgraph.compile(
+        model("g (float[n,4] x) => (float[n,4] y) { y = Exp(x) }"),
+        output=tmp_path / "out",
+        precision="fp32",
+        settings=["weight_only.batch=5"],
+    )
+    assert artifact.manifest.timed == "one sample, batch 5"

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qgraph.commands.options import Data, Json, Model, Quiet, Verbose, complete_engine
+from qgraph.commands.options import (
+    Data,
+    EngineOption,
+    Json,
+    Model,
+    Quiet,
+    Verbose,
+    complete_engine,
+)
 from qgraph.commands.output import Output
 
 if TYPE_CHECKING:
@@ -18,7 +26,9 @@ qgraph bench model.int8 --vs model.onnx
 
 qgraph bench model.onnx --engine onnxruntime-cpu --engine openvino
 
-qgraph bench model.onnx --data samples.npz --batch 8 --seconds 10"""
+qgraph bench model.onnx --data samples.npz --batch 8 --seconds 10
+
+qgraph bench model.onnx --engine onnxruntime-cuda --option graph=true"""
 
 
 def command(
@@ -44,6 +54,7 @@ def command(
     threads: Annotated[
         int, typer.Option(min=0, metavar="N", help="Threads; 0 means all cores.")
     ] = 0,
+    option: EngineOption = None,
     memory: Annotated[
         bool, typer.Option(help="Measure peak memory too, in a process of its own.")
     ] = True,
@@ -54,13 +65,22 @@ def command(
     """Measure latency, throughput and peak memory after a warm-up.
 
     Several models run in turn in short blocks, so that a machine that slows down or speeds up hits
-    all of them alike. Without --data, inputs are random.
+    all of them alike. Without --data, inputs are random. Times are of numpy arrays in and out; where
+    the engine computes on a GPU, `on device` is without the copies.
     """
     from qgraph import report
+    from qgraph.runtime.options import read_options
 
     out = Output.begin(ctx, verbose, quiet, as_json)
     runs, results, shape = measure(
-        out, [model, *(vs or [])], list(engine or []), data, seconds, batch, threads
+        out,
+        [model, *(vs or [])],
+        list(engine or []),
+        data,
+        seconds,
+        batch,
+        threads,
+        read_options(option or []),
     )
     if memory:
         results = _with_memory(out, runs, results, shape)
@@ -74,8 +94,13 @@ def command(
         ],
     }
     columns = ["model", "engine", "p50 ms", "p90 ms", "p99 ms", "items/s", "runs"]
-    columns += ["memory"] * memory + ["time vs. first"] * (len(runs) > 1)
-    table = report.table(columns, [_row(*pair, memory) for pair in zip(runs, results, strict=True)])
+    on_device = any(result.on_device_ms is not None for result in results)
+    on_gpu = any(result.device_memory_bytes is not None for result in results)
+    columns += ["on device ms"] * on_device + ["memory"] * memory + ["of device"] * on_gpu
+    columns += ["time vs. first"] * (len(runs) > 1)
+    pairs = zip(runs, results, strict=True)
+    rows = [_row(*pair, memory, on_device, on_gpu)[: len(columns)] for pair in pairs]
+    table = report.table(columns, rows)
     for column in table.columns[2:]:
         column.justify = "right"
     if len(runs) == 1:
@@ -92,6 +117,7 @@ def measure(
     seconds: float,
     batch: int,
     threads: int,
+    own: dict[str, Any] | None = None,
 ) -> "tuple[list[Runnable], list[BenchResult], dict[str, Any]]":
     """Open every model in every engine and time them in turn.
 
@@ -103,9 +129,10 @@ def measure(
     from qgraph.commands.opening import batch_of, data_for
     from qgraph.runnable import runnable
     from qgraph.runtime.bench import bench
+    from qgraph.runtime.wrapped import OnDevice
 
     chosen: list[str | None] = [*engines] or [None]
-    runs = [runnable(path, name, threads) for path in paths for name in chosen]
+    runs = [runnable(path, name, threads, own) for path in paths for name in chosen]
     with ExitStack() as stack:
         sessions = [stack.enter_context(run.open()) for run in runs]
         samples = batch if data is None else None
@@ -115,7 +142,11 @@ def measure(
             session.run(feeds)  # a model that can't take the data is told before anything is timed
         out.note(f"measuring {len(runs)} x {seconds:g} s")
         named = {str(index): session for index, session in enumerate(sessions)}
-        return runs, bench(named, feeds, seconds=seconds), feeds
+        results = bench(named, feeds, seconds=seconds)
+        placed = {n: OnDevice(each, feeds) for n, each in named.items() if each.device != "cpu"}
+        times = {r.name: r.p50_ms for r in bench(placed, feeds, seconds=seconds)} if placed else {}
+        results = [replace(each, on_device_ms=times.get(each.name)) for each in results]
+        return runs, results, feeds
 
 
 def _with_memory(
@@ -130,23 +161,33 @@ def _with_memory(
     for run, result in zip(runs, results, strict=True):
         try:
             options = EngineOptions(**run.options)
-            peak = peak_memory(run.model, backend(run.engine), feeds, options).peak_bytes
+            peak = peak_memory(run.model, backend(run.engine), feeds, options)
         except EngineError as error:
             out.warn(f"{run.path}: peak memory is unknown: {error}")
             measured.append(result)
             continue
-        measured.append(replace(result, peak_memory_bytes=peak))
+        measured.append(
+            replace(
+                result,
+                peak_memory_bytes=peak.peak_bytes,
+                device_memory_bytes=peak.device_bytes,
+            )
+        )
     return measured
 
 
-def _row(run: "Runnable", result: "BenchResult", memory: bool) -> list[str]:
+def _row(
+    run: "Runnable", result: "BenchResult", memory: bool, on_device: bool, on_gpu: bool
+) -> list[str]:
     from qgraph import report, text
 
-    peak = result.peak_memory_bytes
+    placed, sizes = result.on_device_ms, (result.peak_memory_bytes, result.device_memory_bytes)
+    shown = ["" if size is None else text.size(size) for size in sizes]
     cells = [run.path, result.engine]
     cells += [report.milliseconds(ms) for ms in (result.p50_ms, result.p90_ms, result.p99_ms)]
     cells += [f"{result.items_per_s:,.1f}", f"{result.runs:,}"]
-    cells += ["" if peak is None else text.size(peak)] * memory
+    cells += ["" if placed is None else report.milliseconds(placed)] * on_device
+    cells += [shown[0]] * memory + [shown[1]] * on_gpu
     return [*cells, f"{result.relative_time:.3f}"]
 
 

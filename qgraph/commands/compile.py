@@ -119,6 +119,14 @@ def command(
             autocompletion=lambda: ["float", "uint8", "int8", "uint16", "int16"],
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            metavar="",
+            help="Build the precision asked for even where the target runs another one faster.",
+        ),
+    ] = False,
     dump_ir: Annotated[
         str | None,
         typer.Option(
@@ -197,6 +205,7 @@ def command(
                 io_outputs=io_outputs,
                 hooks=hooks,
                 listener=listener,
+                force=force,
             )
             if stop_after is not None:
                 raise UsageError(

@@ -163,8 +163,9 @@ Batch = Annotated[
         metavar="N",
         min=1,
         show_default=False,
-        help="Rows that a layer will multiply at a time: where the target's measured times say that "
-        "weights in few bits, or fp8, are slower there, the layer stays in float.",
+        help="Rows that a layer will multiply at a time: engines are timed on so many, and where the "
+        "target's measured times say that weights in few bits, or fp8, are slower there, the layer "
+        "stays in float.",
     ),
 ]
 
@@ -199,6 +200,15 @@ def with_weights(
     return [*own, *settings], named
 
 
+EngineOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="Option of the engine, such as graph=true, nhwc=true or tf32=true of onnxruntime-cuda; "
+        "repeatable.",
+    ),
+]
 RecipeName = Annotated[
     str | None,
     typer.Option(

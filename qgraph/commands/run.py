@@ -6,6 +6,7 @@ import typer
 
 from qgraph.commands.options import (
     Data,
+    EngineOption,
     Json,
     Model,
     Quiet,
@@ -54,6 +55,7 @@ def command(
             autocompletion=complete_engine,
         ),
     ] = None,
+    option: EngineOption = None,
     verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -67,11 +69,12 @@ def command(
     from qgraph.commands.npz import write_npz
     from qgraph.commands.opening import data_for
     from qgraph.runnable import runnable
+    from qgraph.runtime.options import read_options
 
     out = Output.begin(ctx, verbose, quiet, as_json)
     if data is None:
         raise UsageError("run needs data", fix="pass --data D, or --data random")
-    chosen = runnable(model, engine)
+    chosen = runnable(model, engine, own=read_options(option or []))
     results: list[dict[str, np.ndarray[Any, Any]]] = []
     with chosen.open() as session:
         for feeds in data_for(session, data, samples, recipe, chosen):

@@ -139,13 +139,13 @@ def _latency(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     if engine is None:
         why = manifest["not_timed"]
         return [("latency", f"nothing was timed: {why}")] if why else []
-    label = f"{engine['backend']} {manifest['precision']}"
+    label = engine.get("candidate") or f"{engine['backend']} {manifest['precision']}"
     mine = next((t for t in timings if t["candidate"] == label), None)
     if mine is None or mine["p50_ms"] is None:
         return [("engine", engine["backend"])]
     line = (
         f"{report.milliseconds(mine['p50_ms'])} ms p50, {report.milliseconds(mine['p90_ms'])} ms "
-        f"p90 in {engine['backend']}"
+        f"p90 in {engine['backend']}{label.partition(',')[1]}{label.partition(',')[2]}"
     )
     if manifest["timed"]:
         line += f", {manifest['timed']}"
@@ -158,22 +158,29 @@ def _latency(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _timings(timings: Sequence[Mapping[str, Any]], timed: str) -> list[RenderableType]:
+    copied = any(t.get("through_host_p50_ms") for t in timings)
     rows = [
         (
             t["candidate"],
             report.milliseconds(t["p50_ms"]),
             report.milliseconds(t["p90_ms"]),
             "" if t["relative_time"] is None else f"{t['relative_time']:.2f}",
+            *([_optional_ms(t["through_host_p50_ms"])] if copied else []),
         )
         for t in timings
         if not t["reason"]
     ]
-    made = report.table(("engine", "p50 ms", "p90 ms", "relative"), rows)
+    columns = ("engine", "p50 ms", "p90 ms", "relative", *(["from and to host"] * copied))
+    made = report.table(columns, rows)
     for column in made.columns[1:]:
         column.justify = "right"
     # An engine that can't be used here says so for each model that it was asked to run.
     reasons = dict.fromkeys(t["reason"] for t in timings if t["reason"])
     return [report.heading(f"Latency of {timed or 'one sample'}, measured in turn"), made, *reasons]
+
+
+def _optional_ms(value: float | None) -> str:
+    return "" if value is None else report.milliseconds(value)
 
 
 def _size(before: int, after: int) -> str:

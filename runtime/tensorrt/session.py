@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from qgraph.errors import DataError, EngineError, UsageError, unknown_name
 from qgraph.runtime.backend import EngineOptions, ExecutedOp, TensorInfo, format_shape
 from qgraph.runtime.builder import BuildRequest
+from qgraph.runtime.session import SessionBase
 from qgraph.runtime.tensorrt.build import build_engine
 from qgraph.runtime.tensorrt.device import device
 from qgraph.runtime.tensorrt.layers import Layer, parse_layers
@@ -89,10 +89,8 @@ def open_session(library: Library, model: Path | bytes, options: EngineOptions) 
     return EngineSession(library, engine, profile=options.profile)
 
 
-class EngineSession:
+class EngineSession(SessionBase):
     """An engine with one execution context; satisfies `qgraph.runtime.backend.Session`."""
-
-    engine = _ENGINE
 
     def __init__(self, library: Library, engine: bytes, *, profile: bool = False) -> None:
         """Load the engine onto the GPU.
@@ -117,8 +115,9 @@ class EngineSession:
         names = [loaded.get_tensor_name(index) for index in range(loaded.num_io_tensors)]
         mode = trt.TensorIOMode.INPUT
         self._reads = [name for name in names if loaded.get_tensor_mode(name) == mode]
-        self.inputs = tuple(self._info(name) for name in self._reads)
-        self.outputs = tuple(self._info(name) for name in names if name not in self._reads)
+        inputs = [self._info(name) for name in self._reads]
+        outputs = [self._info(name) for name in names if name not in self._reads]
+        super().__init__(_ENGINE, inputs, outputs)
         self._profile = 0
         self._times = _attach_profiler(trt, context) if profile else None
 
@@ -138,16 +137,14 @@ class EngineSession:
         for name in wanted:
             if name not in {info.name for info in self.outputs}:
                 raise unknown_name("output", name, [info.name for info in self.outputs])
-        with self._lock:
-            context = self._opened()
-            self._choose_profile(context, arrays)
+        with self._running(), self._lock:
+            self._choose_profile(self._context, arrays)
             with self._stream:
-                return self._execute(context, arrays, wanted)
+                return self._execute(self._context, arrays, wanted)
 
     def layers(self) -> list[Layer]:
         """Return the engine's layers, with times where the session keeps a profile."""
-        with self._lock:
-            self._opened()
+        with self._running(), self._lock:
             inspector = self._engine.create_engine_inspector()
             inspector.execution_context = self._context
             text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
@@ -171,28 +168,8 @@ class EngineSession:
             for each in self.layers()
         )
 
-    def close(self) -> None:
-        """Release the GPU's memory."""
-        with self._lock:
-            self._context = self._engine = self._runtime = None
-
-    def __enter__(self) -> Self:
-        """Return the session."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the session."""
-        self.close()
-
-    def _opened(self) -> Any:
-        if self._context is None:
-            raise EngineError("the session is closed", where=_ENGINE, fix="open it again")
-        return self._context
+    def _release(self) -> None:
+        self._context = self._engine = self._runtime = None
 
     def _info(self, name: str) -> TensorInfo:
         kind = self._engine.get_tensor_dtype(name).name

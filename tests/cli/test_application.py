@@ -169,7 +169,7 @@ def test_completion_takes_the_shell_from_the_environment(invoke):
         ),
         ("qgraph compile m.onnx --recipe imagenet-", {"imagenet-half", "imagenet-mean"}),
         ("qgraph compile --target c", {"cpu", "cpu-x86", "cuda"}),
-        ("qgraph bench --engine onnx", {"onnxruntime-cpu", "onnxruntime-cuda"}),
+        ("qgraph bench --engine onnxruntime-c", {"onnxruntime-cpu", "onnxruntime-cuda"}),
     ],
 )
 def test_completion_completes(start, words, expected):

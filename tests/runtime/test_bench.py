@@ -2,7 +2,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,24 +10,24 @@ from runtime_models import affine
 
 from qgraph.errors import EngineError, UsageError
 from qgraph.runtime import backend
-from qgraph.runtime.backend import ExecutedOp, Session
+from qgraph.runtime.backend import Session
 from qgraph.runtime.bench import bench
 from qgraph.runtime.choose import Candidate, fastest, relative_to_fastest
+from qgraph.runtime.session import SessionBase
 
 CPU = backend("onnxruntime-cpu")
 FEEDS = {"x": np.ones((4, 3), np.float32), "w": np.ones(3, np.float32)}
 
 
-class Sleeper:
+class Sleeper(SessionBase):
     """A session of known latency, to check the arithmetic of the clock."""
 
-    inputs = outputs = ()
-
     def __init__(self, name: str, seconds: float, log: list[str] | None = None) -> None:
-        self.engine, self.seconds, self.log, self.closed = name, seconds, log, False
+        super().__init__(name, (), ())
+        self.seconds, self.log, self.closed = seconds, log, False
 
     def run(
-        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         assert not self.closed
         if self.log is not None:
@@ -35,17 +35,8 @@ class Sleeper:
         time.sleep(self.seconds)
         return {}
 
-    def executed(self) -> tuple[ExecutedOp, ...]:
-        return ()
-
-    def close(self) -> None:
+    def _release(self) -> None:
         self.closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def test_known_latencies_come_out() -> None:

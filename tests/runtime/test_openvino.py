@@ -10,6 +10,7 @@ from runtime_models import small_cnn
 
 from qgraph.errors import EngineError
 from qgraph.runtime import backend, openvino
+from qgraph.runtime import plugin as plugins
 from qgraph.runtime.backend import EngineOptions, available_cores
 from qgraph.runtime.executed import executed_ops
 from qgraph.runtime.reference import open_reference
@@ -68,8 +69,8 @@ def test_plugin_that_fails_to_load_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     plugin.get_ep_name = lambda: "OpenVINOExecutionProvider"
     plugin.get_library_path = lambda: "/nonexistent/plugin.so"
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", plugin)
-    monkeypatch.setattr(openvino, "_register", openvino._register.__wrapped__)
-    if openvino._devices(onnxruntime, plugin):
+    monkeypatch.setattr(plugins, "register", plugins.register.__wrapped__)
+    if plugins.devices(onnxruntime, plugin):
         pytest.skip("the real plugin is registered already and serves this CPU")
     reason = OPENVINO.unavailable() or ""
     assert "the plugin can't be loaded" in reason and "\n" not in reason

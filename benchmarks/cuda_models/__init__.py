@@ -1,0 +1,1 @@
+"""Whole models for target `cuda` against plain onnxruntime on one GPU; see `__main__`."""
