@@ -47,6 +47,7 @@ _ENGINES = {
     "openvino": Outside("openvino", plugin="onnxruntime_ep_openvino"),
     "tensorrt": _TENSORRT,
     "tensorrt-ep": _TENSORRT,
+    "onnxruntime-tensorrt": _TENSORRT,
 }
 # For targets without an engine here, and engines that are not in the table.
 _OTHER = Outside("onnxruntime", known=False)
