@@ -122,8 +122,9 @@ def _mapped(data: memoryview, begin: int, stop: int) -> tuple[ir.TensorProtocol,
             parts.append(bytes(data[start:end]))
     head = b"".join(parts)
     proto = onnx.TensorProto.FromString(head)
-    if isinstance(proto.name, bytes):
-        raise DecodeError("a name is not UTF-8 text")
+    entries = [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
+    if bytes in map(type, (proto.name, proto.doc_string, *entries)):
+        raise DecodeError("a text is not UTF-8")
     if raw is None or proto.data_location != onnx.TensorProto.DEFAULT:
         return None
     dtype = ir.DataType(proto.data_type)

@@ -114,6 +114,12 @@ def test_initializers_that_are_inputs_too(tmp_path: Path) -> None:
     assert proto.graph.initializer[0] == weight
 
 
+def test_texts_that_are_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model().SerializeToString().replace(b"with a text", b"\x80ith a text"))
+    assert onnx_io.to_proto(onnx_io.load(path)) == onnx_io.to_proto(load_whole(path))
+
+
 @pytest.mark.parametrize("change", ["dims", "twice", "type", "long"])
 def test_what_is_wrong_is_said_as_for_small_files(change: str, tmp_path: Path) -> None:
     proto = model()

@@ -290,7 +290,15 @@ def _shape(graph: Graph, value: Value, axis: int, root: Node) -> Value:
 
 
 def _int32(graph: Graph, value: Value, root: Node) -> Value:
+    """Cast a length; Abs changes no length.
+
+    Where all lengths are known, onnxruntime follows their values through Cast, and hands them to
+    the operator's shape inference as int64 still, which refuses the model. It follows none
+    through Abs.
+    """
     attributes = {"to": int(ir.DataType.INT32)}
-    node = graph.insert("Cast", [value], before=root, attributes=attributes)
-    node.outputs[0].dtype = ir.DataType.INT32
-    return node.outputs[0]
+    cast = graph.insert("Cast", [value], before=root, attributes=attributes)
+    cast.outputs[0].dtype = ir.DataType.INT32
+    found = graph.insert("Abs", [cast.outputs[0]], before=root).outputs[0]
+    found.dtype = ir.DataType.INT32
+    return found

@@ -151,6 +151,15 @@ def test_the_builder_stops_when_it_is_told_to(tmp_path):
     assert any("ancel" in line for line in log.errors) and watcher is not None
 
 
+@pytest.fixture
+def heeding_ctrl_c():
+    """Whoever starts the tests in the background makes them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
 def test_ctrl_c_stops_the_builder_before_it_is_raised():
     phases = Phases(lambda *_: None)
     stopped = []

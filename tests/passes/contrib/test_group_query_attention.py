@@ -332,3 +332,21 @@ def test_the_file_can_be_written_and_read(tmp_path):
     onnx_io.save(graph, tmp_path / "m.onnx")
     again = onnx_io.load(tmp_path / "m.onnx")
     assert [n.op_type for n in again.nodes()] == [n.op_type for n in graph.nodes()]
+
+
+def test_a_decoder_opens_with_all_axes_fixed():
+    """As a CUDA graph wants it. onnxruntime 1.31 refused it where lengths came straight from Cast."""
+    import onnxruntime
+
+    proto = check_fires(PASSES, decoder(kv=True), feeds=feeds(CONFIG, 1, 3, 2))
+    options = onnxruntime.SessionOptions()
+    for name, size in (("batch", 1), ("seq", 1), ("past", 7)):
+        options.add_free_dimension_override_by_name(name, size)
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    given = feeds(CONFIG, 1, 1, 7)
+    want = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    np.testing.assert_array_equal(session.run(None, given)[0], want.run(None, given)[0])

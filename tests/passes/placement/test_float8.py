@@ -1,6 +1,5 @@
 """Precision fp8 for targets that take Q/DQ: what is in float8, what in fp16, and engines of it."""
 
-import importlib
 import importlib.util
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from qgraph.facts import Plan
 from qgraph.flow import exact_passes, quantizing_passes
 from qgraph.passes.plan import PlanQuantization
 from qgraph.pipeline import Pipeline
-from qgraph.runtime.tensorrt import error_logger, network_flags
+from qgraph.runtime.tensorrt.library import load_library
 from qgraph.target import target
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -176,10 +175,10 @@ def test_which_capabilities_have_it():
 
 def build(proto, capability):
     """Build for one compute capability; return what the builder complains of."""
-    trt = importlib.import_module("tensorrt_rtx")
-    log = error_logger(trt)
+    library = load_library()
+    trt, log = library.module, library.logger()
     builder = trt.Builder(log)
-    network = builder.create_network(network_flags(trt))
+    network = builder.create_network(library.network_flags())
     parser = trt.OnnxParser(network, log)
     assert parser.parse(proto.SerializeToString()), log.errors
     config = builder.create_builder_config()
