@@ -1,7 +1,8 @@
 """The story of a compile, from a model file to an artifact."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from qgraph.interface import Interface
 from qgraph.job import Job, output_folder, resolve
 from qgraph.kv_cache import Cache, find_caches
 from qgraph.listener import Listener
-from qgraph.manifest import Accuracy, Manifest
+from qgraph.manifest import Accuracy, Manifest, Promise
 from qgraph.pipeline import Hook, Pass, Pipeline, Stage
 from qgraph.preparation import (
     check_io_options,
@@ -50,6 +51,25 @@ RANDOM_SAMPLES = 4
 SLOWER_BY = 1.02
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a search has done already for one compile.
+
+    Attributes:
+        promise: For the manifest.
+        graph: The rewritten graph, where the passes need not run.
+        stages: What they did.
+        selection: The engine, where nothing need be timed.
+        files: Further files of the artifact, by name.
+    """
+
+    promise: Promise
+    graph: Graph | None = None
+    stages: list[Stage] = field(default_factory=list)
+    selection: Selection | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
 def compile(
     model: Any,
     *,
@@ -67,6 +87,7 @@ def compile(
     passes: Sequence[Pass] = (),
     hooks: Sequence[Hook] = (),
     listener: Listener | None = None,
+    finished: Finished | None = None,
 ) -> Artifact:
     """Compile a trained model to a fast, verified artifact.
 
@@ -90,6 +111,7 @@ def compile(
         passes: The caller's own passes or fusions; they run between clean-up and fusions.
         hooks: Called after every pass with the graph and what was done.
         listener: Told how it goes.
+        finished: What a search for this model has done already; see `qgraph.search`.
 
     Returns:
         The artifact.
@@ -115,7 +137,10 @@ def compile(
         caches, positions = find_caches(graph), context_length(graph)
         check_io_options(graph, job, dataset, given)
         with draft(folder) as scratch:
-            stages, floating = _rewrite(graph, job, context, passes, hooks, scratch)
+            if finished is not None and finished.graph is not None:
+                graph, stages, floating = finished.graph, finished.stages, None
+            else:
+                stages, floating = _rewrite(graph, job, context, passes, hooks, scratch)
             job.listener.stage("writing")
             written = onnx_io.save(graph, scratch / MODEL)
             record.write_facts(graph, scratch)
@@ -132,11 +157,16 @@ def compile(
             size = sum(path.stat().st_size for path in written)
             if line := too_large(job.target, size):
                 job.warn(line)
-            selection = _select(job, scratch / MODEL, floating, interface, timed.feeds)
+            if finished is not None and finished.selection is not None:
+                selection = finished.selection
+            else:
+                selection = _select(job, scratch / MODEL, floating, interface, timed.feeds)
             accuracy = _verify(
                 job, original, scratch / MODEL, selection, interface, kind, feeds, caches
             )
             _remove_float(floating, scratch)
+            for name, text in (finished.files if finished is not None else {}).items():
+                (scratch / name).write_text(text, encoding="utf-8")
             manifest = Manifest(
                 qgraph_version=__version__,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -155,6 +185,7 @@ def compile(
                 timings=selection.timings,
                 not_timed=selection.not_timed,
                 accuracy=accuracy,
+                promise=finished.promise if finished is not None else None,
                 io=interface.to_json() if interface else None,
                 nodes=nodes,
                 original_bytes=record.model_bytes(original),

@@ -67,6 +67,43 @@ class Accuracy(_Part):
     failures: list[str] = Field(default_factory=list)
 
 
+class Promise(_Part):
+    """What was asked of the model's score, and the measurement that proves it."""
+
+    metric: str
+    better: Literal["higher", "lower"]
+    max_drop: float | None = None
+    """In the metric's unit: 0.005 is half a point of a share."""
+    optimize: str
+    max_bytes: int | None = None
+    max_ms: float | None = None
+    holds: bool
+    broken: list[str] = Field(default_factory=list)
+    """What does not hold, and what would."""
+    score: float
+    original: float
+    drop: float
+    """By how much the artifact is worse than the original on the samples of the proof."""
+    interval: tuple[float, float]
+    """95% interval of the drop, the same draws for both models."""
+    samples: int
+    """Rows that no step of the search has seen."""
+    judged_by: Literal["drop", "upper bound"]
+    """With few samples the upper end of the interval must not be above what is allowed."""
+    looks: int = 1
+    """Models that were tried on these samples, this one included."""
+    engine: str = ""
+    p50_ms: float | None = None
+    float_engine: str = ""
+    """The fastest float model, timed in turn with the artifact."""
+    float_p50_ms: float | None = None
+    relative_time: float | None = None
+    """Latency by that of the fastest float model."""
+    reason: str = ""
+    """Why this model was chosen."""
+    notes: list[str] = Field(default_factory=list)
+
+
 class Manifest(_Part):
     """Everything that is known about an artifact."""
 
@@ -90,6 +127,8 @@ class Manifest(_Part):
     not_timed: str = ""
     """Why nothing was timed: no engine of the target runs on the machine that compiled."""
     accuracy: Accuracy | None = None
+    promise: Promise | None = None
+    """What was promised of the score, where it was asked for."""
     io: dict[str, Any] | None = None
     """Inputs and outputs that are not the original's; see `qgraph.interface`."""
     nodes: dict[str, int] = Field(default_factory=dict)

@@ -49,12 +49,15 @@ class Border:
         readers: Indices of the units that read it, None for what reads floats.
         to_codes: Time of turning floats into codes.
         to_floats: Time of turning codes into floats.
+        loss: What the codes lose where they are read as floats: readers in integers have the error
+            of their inputs in their own loss, and corrected in their bias.
     """
 
     writer: int | None
     readers: tuple[int | None, ...]
     to_codes: float = 0.0
     to_floats: float = 0.0
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,15 @@ def weigh(problem: Problem, options: Sequence[int]) -> Choice:
     """Return what an assignment costs."""
     taken = [unit[index] for unit, index in zip(problem.units, options, strict=True)]
     time = problem.time + sum(each.time for each in taken)
+    loss = sum(each.loss for each in taken)
     for border in problem.borders:
         writes = border.writer is not None and taken[border.writer].codes
         reads = {reader is not None and taken[reader].codes for reader in border.readers}
         time += border.to_codes * (not writes and True in reads)
         time += border.to_floats * (writes and False in reads)
+        loss += border.loss * (writes and False in reads)
     size = problem.bytes + sum(each.bytes for each in taken)
     working = max((each.working for each in taken), default=0.0)
-    loss = sum(each.loss for each in taken)
     return Choice(tuple(options), loss, time, size, size + working)
 
 
@@ -163,9 +167,10 @@ class _Model:
         count = int(self.first[-1])
         self.binary, self.size = count, count + 2 * len(problem.borders) + 1
         every = [option for unit in problem.units for option in unit]
-        borders = np.array([[b.to_codes, b.to_floats] for b in problem.borders]).reshape(-1)
-        self.loss = self._row([o.loss for o in every])
-        self.time = self._row([o.time for o in every], borders)
+        times = np.array([[b.to_codes, b.to_floats] for b in problem.borders]).reshape(-1)
+        losses = np.array([[0.0, b.loss] for b in problem.borders]).reshape(-1)
+        self.loss = self._row([o.loss for o in every], losses)
+        self.time = self._row([o.time for o in every], times)
         self.bytes = self._row([o.bytes for o in every])
         self.memory = self.bytes.copy()
         self.memory[-1] = 1.0

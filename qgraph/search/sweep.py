@@ -1,9 +1,10 @@
 """What each unit in integers does to the model's outputs: one sweep over the segments.
 
-The float model runs once, segment by segment. Where a unit begins, its coded segment runs beside
-the float one, and what it makes different is carried through all later segments. Values that no
-unit has changed are those of the float run. With n units that takes about n / 2 runs of the model,
-less where branches leave most of it untouched.
+The float model runs once, segment by segment. Where a unit begins, the segment with its error runs
+beside the float one, and what that changes is carried through the rest of its block, segment by
+segment, and through all later blocks, each in one go. Values that a
+unit has not changed are those of the float run. With n units and two probes each that takes about
+n runs of the model, less where branches leave most of it untouched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from qgraph.metrics.metric import Contributions, Metric
 from qgraph.runtime import backend
 from qgraph.runtime.backend import EngineOptions, Session
-from qgraph.search.segments import Segment, read_segments
+from qgraph.search.segments import Kind, Segment, read_segments
 
 Values = dict[str, NDArray[Any]]
 ENGINE = "onnxruntime-cpu"
@@ -36,6 +37,10 @@ class Batch:
     labels: Values
 
 
+Probe = tuple[int, Kind]
+"""A unit, and where its error enters."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What one process can do on its own.
@@ -43,14 +48,16 @@ class Task:
     Attributes:
         folder: Where the segments lie.
         batches: The samples.
-        units: Indices of the units to look at.
+        probes: Those whose errors are carried to the outputs.
+        nearby: Further ones, of which only the error of the unit's own results is looked at.
         metric: What the outputs are worth; None where only the error counts.
         threads: Of one run.
     """
 
     folder: str
     batches: tuple[Batch, ...]
-    units: tuple[int, ...]
+    probes: tuple[Probe, ...]
+    nearby: tuple[Probe, ...] = ()
     metric: Metric | None = None
     threads: int = 1
 
@@ -60,10 +67,11 @@ class Found:
     """Sums over the samples of a task.
 
     Attributes:
-        noise: By unit, the squared error of each output, float64 [units, outputs].
+        noise: By probe, the squared error of each output, float64 [probes, outputs].
         signal: Squared size of each output about its mean, float64 [outputs].
-        local: By unit, its own error relative to the signal, energies float64 [units, 2].
-        rows: By unit, what the samples contribute to the metric; empty without one.
+        local: By probe, then those nearby, the squared error of the unit's own results and their
+            squared size, float64 [probes + nearby, 2].
+        rows: By probe, what the samples contribute to the metric; empty without one.
         plain: The same of the float model.
     """
 
@@ -78,19 +86,27 @@ def sweep(task: Task) -> Found:
     """Run the sweep on the samples of a task."""
     folder = Path(task.folder)
     segments = read_segments(folder)
-    wanted, count = set(task.units), len(task.units)
-    place = {unit: row for row, unit in enumerate(task.units)}
-    runs: list[_Run] = [_Run(dict(batch.feeds)) for batch in task.batches]
-    local = np.zeros((count, 2))
-    for segment in segments.parts:
-        if segment.plain:
-            _advance(folder, segment, runs, segment.unit in wanted, task.threads)
-        for run in runs:
-            if segment.unit in run.changed:
-                local[place[segment.unit]] += _difference(run, segment)
-            run.forget(segment)
+    every, count = (*task.probes, *task.nearby), len(task.probes)
+    place = {probe: row for row, probe in enumerate(every)}
+    runs = [_Run(dict(batch.feeds)) for batch in task.batches]
+    local = np.zeros((len(every), 2))
+    for block in segments.blocks:
+        earlier = [list(run.changed) for run in runs]
+        _carry(folder, block.whole, runs, earlier, task.threads)
+        for segment in block.segments:
+            own = [(segment.unit, kind) for kind in segment.probes if (segment.unit, kind) in place]
+            if segment.plain:
+                _advance(folder, segment, runs, own, earlier, task.threads)
+            for run, before in zip(runs, earlier, strict=True):
+                for probe in own:
+                    local[place[probe]] += _difference(run, segment, probe)
+                    if place[probe] >= count:
+                        del run.changed[probe]
+                run.forget(segment, [probe for probe in run.changed if probe not in before])
+        for run, before in zip(runs, earlier, strict=True):
+            run.forget(block.whole, before)
     noise, signal = np.zeros((count, len(segments.outputs))), np.zeros(len(segments.outputs))
-    rows: list[list[Contributions]] = [[] for _ in task.units]
+    rows: list[list[Contributions]] = [[] for _ in task.probes]
     plain: list[Contributions] = []
     for run, batch in zip(runs, task.batches, strict=True):
         exact = {name: run.values[name] for name in segments.outputs}
@@ -98,11 +114,11 @@ def sweep(task: Task) -> Found:
         signal += [_signal(array) for array in exact.values()]
         if task.metric is not None:
             plain.append(task.metric.contributions(exact, known))
-        for unit in task.units:
-            got = {name: run.changed.get(unit, {}).get(name, exact[name]) for name in exact}
-            noise[place[unit]] += [_noise(exact[name], got[name]) for name in exact]
+        for row, probe in enumerate(task.probes):
+            got = exact | {k: v for k, v in run.changed[probe].items() if k in exact}
+            noise[row] += [_noise(exact[name], got[name]) for name in exact]
             if task.metric is not None:
-                rows[place[unit]].append(task.metric.contributions(got, known))
+                rows[row].append(task.metric.contributions(got, known))
     return Found(
         noise,
         signal,
@@ -113,42 +129,71 @@ def sweep(task: Task) -> Found:
 
 
 class _Run:
-    """The float values of one batch, and by unit those that it changes."""
+    """The float values of one batch, and by probe those that it changes."""
 
     def __init__(self, feeds: Values) -> None:
         self.values = feeds
-        self.changed: dict[int, Values] = {}
+        self.changed: dict[Probe, Values] = {}
 
-    def forget(self, segment: Segment) -> None:
+    def forget(self, segment: Segment, probes: Sequence[Probe]) -> None:
         for name in segment.drops:
             self.values.pop(name, None)
-            for values in self.changed.values():
-                values.pop(name, None)
+            for probe in probes:
+                self.changed[probe].pop(name, None)
 
 
-def _advance(folder: Path, segment: Segment, runs: Sequence[_Run], own: bool, threads: int) -> None:
+def _carry(
+    folder: Path,
+    whole: Segment,
+    runs: Sequence[_Run],
+    earlier: Sequence[Sequence[Probe]],
+    threads: int,
+) -> None:
+    """Carry the errors from before a block through all of it."""
+    if not any(earlier) or not whole.plain:
+        return
+    with backend(ENGINE).open(folder / whole.plain, EngineOptions(threads=threads)) as session:
+        for run, probes in zip(runs, earlier, strict=True):
+            _through(session, whole, run, probes)
+
+
+def _advance(
+    folder: Path,
+    segment: Segment,
+    runs: Sequence[_Run],
+    own: Sequence[Probe],
+    earlier: Sequence[Sequence[Probe]],
+    threads: int,
+) -> None:
+    """Run a segment in float, and carry the errors through it that began in its block."""
     options = EngineOptions(threads=threads)
     with backend(ENGINE).open(folder / segment.plain, options) as session:
-        for run in runs:
-            for values in run.changed.values():
-                if values.keys() & set(segment.reads):
-                    values |= _run(session, segment, run.values | values)
-        if own:
-            with backend(ENGINE).open(folder / segment.coded, options) as coded:
+        for run, before in zip(runs, earlier, strict=True):
+            _through(session, segment, run, [p for p in run.changed if p not in before])
+        for probe in own:
+            with backend(ENGINE).open(folder / segment.probes[probe[1]], options) as probing:
                 for run in runs:
-                    run.changed[segment.unit] = _run(coded, segment, run.values)
+                    run.changed[probe] = _run(probing, segment, run.values)
         for run in runs:
             run.values |= _run(session, segment, run.values)
+
+
+def _through(session: Session, segment: Segment, run: _Run, probes: Sequence[Probe]) -> None:
+    reads = set(segment.reads)
+    for probe in probes:
+        values = run.changed[probe]
+        if not reads.isdisjoint(values):
+            values |= _run(session, segment, run.values | values)
 
 
 def _run(session: Session, segment: Segment, values: Mapping[str, NDArray[Any]]) -> Values:
     return session.run({name: values[name] for name in segment.reads})
 
 
-def _difference(run: _Run, segment: Segment) -> NDArray[np.float64]:
+def _difference(run: _Run, segment: Segment, probe: Probe) -> NDArray[np.float64]:
     total = np.zeros(2)
     for name in segment.keeps:
-        exact, got = run.values[name], run.changed[segment.unit][name]
+        exact, got = run.values[name], run.changed[probe][name]
         total += _noise(exact, got), _signal(exact)
     return total
 
@@ -156,15 +201,15 @@ def _difference(run: _Run, segment: Segment) -> NDArray[np.float64]:
 def _noise(exact: NDArray[Any], got: NDArray[Any]) -> float:
     if exact.dtype.kind not in "f":
         return float(np.mean(exact != got)) if exact.size else 0.0
-    difference = (got - exact).astype(np.float64)
-    return float(np.vdot(difference, difference))
+    difference = (got - exact).reshape(-1)
+    return float(np.dot(difference, difference))
 
 
 def _signal(array: NDArray[Any]) -> float:
     if array.dtype.kind not in "f":
         return 1.0
-    centred = array.astype(np.float64) - array.mean(dtype=np.float64)
-    return float(np.vdot(centred, centred))
+    centred = (array - array.mean()).reshape(-1)
+    return float(np.dot(centred, centred))
 
 
 def _versus_original(metric: Metric | None) -> bool:

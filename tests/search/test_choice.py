@@ -22,7 +22,7 @@ def problems(draw):
     units = [draw(st.lists(option, min_size=1, max_size=3)) for _ in range(count)]
     index = st.one_of(st.none(), st.integers(0, count - 1))
     border = st.builds(
-        Border, index, st.lists(index, min_size=1, max_size=3).map(tuple), _NUMBER, _NUMBER
+        Border, index, st.lists(index, min_size=1, max_size=3).map(tuple), *[_NUMBER] * 3
     )
     return Problem(units, draw(st.lists(border, max_size=4)), draw(_NUMBER), draw(_NUMBER))
 
