@@ -130,4 +130,6 @@ def are_few(metric: Metric, rows: Contributions, max_drop: float) -> bool:
         abs(metric.score(np.delete(rows, index, axis=0)) - whole)
         for index in range(0, len(rows), step)
     ]
-    return _RULE_OF_THREE * float(np.nanmax(changes)) > max_drop
+    # Where all rows are alike, such as all right, leaving one out changes nothing: losing it would.
+    most = max(float(np.nanmax(changes)), abs(whole) / len(rows))
+    return _RULE_OF_THREE * most > max_drop

@@ -18,7 +18,7 @@ PROOF = 0.25
 SEARCH = 0.34
 LEAST = 12
 # Samples whose errors are measured unit by unit.
-SENSITIVITY = 32
+SENSITIVITY = 24
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ class Proof:
     round: Round
 
 
-def prove(space: Workspace, last: Round, judge: Judge, only: str | None = None) -> Proof:
+def prove(
+    space: Workspace, last: Round, judge: Judge, only: str | None = None, first: Round | None = None
+) -> Proof:
     """Try models from the best on, until one keeps the promise on the samples of the proof.
 
     Args:
@@ -39,6 +41,7 @@ def prove(space: Workspace, last: Round, judge: Judge, only: str | None = None) 
         last: What may be chosen, timed.
         judge: Scores on the samples of the proof.
         only: Take this one, whether it keeps the promise or not.
+        first: What was timed before the search, for reasons.
     """
     goal, notes = space.goal, []
     ordered = rank(last.timed, goal)
@@ -66,7 +69,9 @@ def prove(space: Workspace, last: Round, judge: Judge, only: str | None = None) 
     if seen is None:  # nothing but the float model could be run
         seen, looks = (floating, _verdict(floating, judge, goal)), 1
     timed, verdict = seen
-    return Proof(timed.whole, _promise(space, last, timed, verdict, looks, notes), last)
+    promise = _promise(space, last, timed, verdict, looks, notes)
+    promise.reason = _reason(last, first or last, timed, goal)
+    return Proof(timed.whole, promise, last)
 
 
 def rank(timed: Sequence[Timed], goal: Goal) -> list[Timed]:
@@ -103,8 +108,7 @@ def _promise(
     notes: list[str],
 ) -> Promise:
     goal = space.goal
-    floats = [each for each in last.timed if each.whole.is_float and each is not timed]
-    floats = floats or [each for each in last.timed if each.whole.is_float]
+    floats = [each for each in last.timed if each.whole.is_float]
     best_float = min(floats, key=lambda each: each.relative)
     broken = broken_bounds(goal, timed, verdict)
     if verdict.few:
@@ -134,7 +138,6 @@ def _promise(
         float_engine=f"{best_float.engine.backend} {best_float.whole.name}",
         float_p50_ms=best_float.p50_ms,
         relative_time=timed.relative / best_float.relative,
-        reason=_reason(last, timed, goal),
         notes=notes,
     )
 
@@ -155,15 +158,18 @@ def broken_bounds(goal: Goal, timed: Timed, verdict: Verdict) -> list[str]:
     return broken
 
 
-def _reason(last: Round, timed: Timed, goal: Goal) -> str:
+def _reason(last: Round, first: Round, timed: Timed, goal: Goal) -> str:
     if not timed.whole.is_float:
         left = len(timed.whole.floats or ())
         what = f"{left} units left in float" if left else "all of it that can be in integers"
         return f"best for {goal.optimize} of what keeps the promise: {timed.whole.name}, {what}"
-    integers = [each for each in last.timed if not each.whole.is_float]
-    if integers:
+    for round_ in (last, first):
+        integers = [each for each in round_.timed if not each.whole.is_float]
+        mine = round_.of(timed.whole.name)
+        if not integers or mine is None:
+            continue
         fastest = min(integers, key=lambda each: each.relative)
-        factor = fastest.relative / timed.relative
+        factor = fastest.relative / mine.relative
         if factor >= NO_GAIN and goal.optimize == "latency":
             return (
                 f"{fastest.whole.name} takes {factor:.2f} times as long as {timed.whole.name} here: "

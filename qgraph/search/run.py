@@ -245,7 +245,7 @@ def _prove(
         last = time_whole(space.job.target, models, space.sample)
     with space.timing("proving"):
         judge = Judge(space.metric, space.parts.proof, answering)
-        return prove(space, last, judge, only=mixes[0].name if pick is not None else None)
+        return prove(space, last, judge, only=mixes[0].name if pick is not None else None, first=found.first)
 
 
 def _write(

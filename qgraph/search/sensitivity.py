@@ -8,6 +8,7 @@ map, and energies add up).
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from qgraph.cache import Cache, Entry
 from qgraph.data.inputs import Sample
 from qgraph.metrics.metric import Metric
+from qgraph.runtime.backend import available_cores
 from qgraph.search.segments import Kind, read_segments
 from qgraph.search.sweep import Batch, Found, Probe, Task, sweep
 from qgraph.search.tasks import Executor, run_tasks
@@ -26,7 +28,7 @@ KIND = "sensitivity"
 MOST = 96
 # Error energies below this part of the signal are not told apart.
 LEAST = 1e-12
-_BATCH = 8
+_BATCH = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,7 @@ def measure(
         metric: The user's metric; None where it can't be had of one sample's outputs.
         together: Whether samples of equal shapes can be put together along the batch axis.
         sample_bytes: What the sweep holds for one sample.
-        memory: Bytes that one share may hold.
+        memory: Bytes that all shares that run at once may hold.
         store: Where results are kept; None keeps none.
         run: What runs the shares.
         progress: Told how many shares are done.
@@ -86,7 +88,10 @@ def measure(
     carried = tuple(probe for probe in every if probe[0] in chosen)
     nearby = tuple(probe for probe in every if probe[0] not in chosen)
     batches = batched(samples, _BATCH if together else 1)
-    rows = max(1, int(memory / max(sample_bytes, 1.0)))
+    # As many shares as cores work at once.
+    cores = available_cores()
+    most = memory / cores / max(sample_bytes, 1.0)
+    rows = max(1, int(min(most, math.ceil(len(samples) / cores))))
     tasks = [
         Task(str(folder), share, carried, nearby, metric) for share in _shares(batches, rows)
     ]

@@ -62,6 +62,7 @@ class Workspace:
     seconds: dict[str, float] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     _mixes: dict[tuple[int, ...], Whole] = field(default_factory=dict)
+    _others: list[Whole] | None = None
 
     def __post_init__(self) -> None:
         """Find the units and write the float model."""
@@ -103,7 +104,12 @@ class Workspace:
         return tuple(unit.name for unit, index, names in pairs if names[index] == "fp32")
 
     def others(self) -> list[Whole]:
-        """Build whole models in other precisions of the target; those it can't are left out."""
+        """Build whole models in other precisions of the target, once; what can't be is left out."""
+        if self._others is None:
+            self._others = self._build_others()
+        return self._others
+
+    def _build_others(self) -> list[Whole]:
         found = []
         for precision in OTHERS:
             if precision not in self.job.target.precisions:
