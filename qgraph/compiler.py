@@ -61,6 +61,7 @@ class Finished:
         stages: What they did.
         selection: The engine, where nothing need be timed.
         files: Further files of the artifact, by name.
+        data: What the manifest says of the data: more of it than one compile sees.
     """
 
     promise: Promise
@@ -68,6 +69,7 @@ class Finished:
     stages: list[Stage] = field(default_factory=list)
     selection: Selection | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    data: dict[str, Any] | None = None
 
 
 def compile(
@@ -176,7 +178,7 @@ def compile(
                 requested_precision=job.requested,
                 precision=job.precision,
                 recipe=job.recipe.model_dump(mode="json"),
-                data=dataset.describe() if dataset else None,
+                data=_described(dataset, finished),
                 random_calibration=bool(dataset and dataset.random),
                 stages=[record.stage_record(stage) for stage in stages],
                 warnings=job.warnings,
@@ -202,6 +204,12 @@ def compile(
             "or lower verify.min_sqnr_db in the recipe",
         )
     return artifact
+
+
+def _described(dataset: DataSet | None, finished: Finished | None) -> dict[str, Any] | None:
+    if finished is not None and finished.data is not None:
+        return finished.data
+    return dataset.describe() if dataset else None
 
 
 # -- the passes ------------------------------------------------------------------------------------

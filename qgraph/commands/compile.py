@@ -321,7 +321,14 @@ def _summarize(out: Output, folder: Path, listener: Any, stages: "list[Stage]") 
     front = (artifact.read_json("search.json") or {}).get("front", [])
     if out.shared.json:
         listener.untold()  # they are in the manifest
-        out.document({"artifact": str(folder), "model": str(folder / "model.onnx"), **manifest, "front": front})
+        out.document(
+            {
+                "artifact": str(folder),
+                "model": str(folder / "model.onnx"),
+                **manifest,
+                "front": front,
+            }
+        )
         return
     if out.shared.quiet:
         return
@@ -332,5 +339,5 @@ def _summarize(out: Output, folder: Path, listener: Any, stages: "list[Stage]") 
         *front_table(front),
         *render(
             manifest, folder, [] if told else manifest["warnings"], stages if out.verbose else []
-        )
+        ),
     )

@@ -129,13 +129,10 @@ def rows(promise: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         ("proof", measured),
     ]
     if promise["relative_time"] is not None:
-        shown.append(
-            (
-                "against float",
-                f"{promise['p50_ms']:.3g} ms in {promise['engine']}, {promise['relative_time']:.2f} times "
-                f"the {promise['float_p50_ms']:.3g} ms of {promise['float_engine']}",
-            )
-        )
+        ours = f"{promise['p50_ms']:.3g} ms in {promise['engine']}"
+        theirs = f"{promise['float_p50_ms']:.3g} ms of {promise['float_engine']}"
+        line = f"{ours}, {promise['relative_time']:.2f} times the {theirs}"
+        shown.append(("against float", line))
     shown.append(("chosen", promise["reason"]))
     return [*shown, *(("note", note) for note in promise["notes"])]
 
@@ -160,7 +157,10 @@ def front_table(points: Sequence[Mapping[str, Any]]) -> "list[RenderableType]":
     ]
     columns = ("point", "p50 ms", "relative", "MB", "drop", "95% interval", "int8 units")
     right = "p50 ms relative MB drop int8 units"
-    return [report.heading("Front, on the samples searched with"), report.table(columns, cells, right=right)]
+    return [
+        report.heading("Front, on the samples searched with"),
+        report.table(columns, cells, right=right),
+    ]
 
 
 def _number(value: float | str) -> str:

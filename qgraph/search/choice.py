@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from qgraph.errors import EngineError
 
-# Of several assignments that cost the same the one with the least loss is taken.
-_TIE = 1e-6
+# Of several assignments that cost the same the faster one is taken, then the one that loses least.
+_TIE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def choose(
 
     Args:
         problem: What is to be decided.
-        objective: What is made smallest; of equals the one with the least loss is taken.
+        objective: What is made smallest; equals are told apart by time, then by loss.
         max_loss: Bound on the sum of losses.
         max_time: Bound on the time.
         max_bytes: Bound on the bytes.
@@ -152,9 +152,11 @@ def choose(
             model.at_most(row, bound)
     goal = {"latency": model.time, "size": model.bytes, "memory": model.memory, "loss": model.loss}
     row = goal[objective]
-    second = model.time if objective == "loss" else model.loss
-    scale = np.abs(row).sum() / max(float(np.abs(second).sum()), 1e-300)
-    options = model.solve(row + _TIE * scale * second)
+    ties = {"loss": (model.time,), "latency": (model.loss,)}
+    for power, other in enumerate(ties.get(objective, (model.time, model.loss)), 1):
+        scale = np.abs(row).sum() / max(float(np.abs(other).sum()), 1e-300)
+        row = row + _TIE**power * scale * other
+    options = model.solve(row)
     return None if options is None else weigh(problem, options)
 
 

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,7 +49,7 @@ class Engine:
     """
 
     backend: str
-    options: EngineOptions = EngineOptions()
+    options: EngineOptions = field(default_factory=EngineOptions)
 
     def __str__(self) -> str:
         """Return a name that keys can hold."""
@@ -148,7 +148,9 @@ def time_units(
     for done, unit in enumerate(units):
         plain = clock.milliseconds(plain_part(floating, unit, seen))
         coded = clock.milliseconds(coded_part(integer, nodes[unit.node.name], unit, seen))
-        costs.append(UnitCost(plain, coded if coded is not None else plain) if plain else UnitCost(0, 0))
+        costs.append(
+            UnitCost(plain, coded if coded is not None else plain) if plain else UnitCost(0, 0)
+        )
         progress(done + 1, len(units))
     largest = max((seen[v.name or ""].size for u in units for v in u.reads.values()), default=1)
     sizes = (min(4096, largest), largest)
@@ -204,7 +206,11 @@ def _part(
         dtype = look.dtype if value.dtype is None else value.dtype.numpy()
         inner.shape = ir.Shape(look.shape)
         inner.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
-        drawn = rng.normal(0, 1, look.shape) if np.dtype(dtype).kind == "f" else rng.integers(0, 100, look.shape)
+        drawn = (
+            rng.normal(0, 1, look.shape)
+            if np.dtype(dtype).kind == "f"
+            else rng.integers(0, 100, look.shape)
+        )
         feeds[inner.name or ""] = np.asarray(drawn).astype(dtype)
         key.append(f"in {dtype} {look.shape}")
     for out in part.main.outputs:
@@ -290,8 +296,14 @@ def _single(op: str, elements: int) -> Part:
             constants.append(value)
     node = ir.Node("", op, [data, *constants], name="op")
     node.outputs[0].name = "y"
-    inside = ir.Graph([data], node.outputs, nodes=[node], initializers=constants, name="single",
-                      opset_imports={"": 17})
+    inside = ir.Graph(
+        [data],
+        node.outputs,
+        nodes=[node],
+        initializers=constants,
+        name="single",
+        opset_imports={"": 17},
+    )
     feeds = {"x": np.full((1, elements), 7, np.uint8 if codes else np.float32)}
     return Part(Graph(ir.Model(inside, ir_version=9)), feeds, f"{op} {elements}")
 

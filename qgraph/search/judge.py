@@ -91,7 +91,8 @@ class Judge:
         try:
             ours = self._rows(session)
         except ModelError:  # it gives NaN: nothing is left of the score
-            return Verdict(np.nan, self.metric.score(self.theirs), *[np.inf] * 3, len(self.theirs))
+            theirs = self.metric.score(self.theirs)
+            return Verdict(np.nan, theirs, np.inf, np.inf, np.inf, len(self.theirs))
         return judged(self.metric, ours, self.theirs, max_drop)
 
     def _rows(self, session: Session) -> Contributions:

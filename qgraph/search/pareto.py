@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qgraph.errors import UsageError
 from qgraph.search.judge import Verdict
@@ -12,12 +12,15 @@ from qgraph.search.refine import front
 from qgraph.search.whole import Timed, Whole, time_whole
 from qgraph.search.workspace import Workspace
 
+if TYPE_CHECKING:
+    from qgraph.search.run import Found
+
 COLUMNS = (
     *("point", "model", "p50_ms", "relative_time", "bytes", "drop", "drop_low", "drop_high"),
     *("score", "units_in_integers", "predicted_loss", "dominated"),
 )
 # Times of neighbours differ by little: more than for one model to be chosen.
-_BUDGET_S = 0.6
+BUDGET_S = 0.6
 
 
 @dataclass(frozen=True)
@@ -60,19 +63,25 @@ class Row:
         )
 
 
-def measure_front(space: Workspace, problem: Any, count: int) -> list[Row]:
-    """Build, score and time the front, fastest first; empty for a count of 0."""
-    if not count or problem is None:
+def measure_front(space: Workspace, found: "Found", count: int) -> list[Row]:
+    """Build, score and time the front, fastest first; empty for a count of 0.
+
+    All are timed in the engine that is fastest for the model all in integers.
+    """
+    problem, first = found.problem, found.first
+    ours = None if first is None else first.of("int8")
+    if not count or problem is None or ours is None:
         return []
     with space.timing("measuring the front"):
         models = [space.mix(choice) for choice in front(problem, space.goal, count)]
         models = list({model.name: model for model in [*models, space.floating]}.values())
-        found = time_whole(space.job.target, models, space.sample, _BUDGET_S * len(models))
+        target, engine = space.job.target, ours.engine.backend
+        last = time_whole(target, models, space.sample, BUDGET_S * len(models), engine)
         verdicts = []
-        for done, each in enumerate(found.timed):
+        for done, each in enumerate(last.timed):
             verdicts.append(space.verdict(each.whole, each.engine))
-            space.job.listener.progress("verifying points", done + 1, len(found.timed))
-    pairs = list(zip(found.timed, verdicts, strict=True))
+            space.job.listener.progress("verifying points", done + 1, len(last.timed))
+    pairs = list(zip(last.timed, verdicts, strict=True))
     rows = []
     for timed, verdict in pairs:
         coded = 0 if timed.whole.floats is None else len(space.units) - len(timed.whole.floats)

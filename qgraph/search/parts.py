@@ -14,8 +14,8 @@ from qgraph.metrics.metric import Metric
 from qgraph.metrics.scoring import sided
 
 # Of the samples: never used by the search; of the rest: to verify choices, not to calibrate.
-PROOF = 0.25
-SEARCH = 0.34
+PROOF = 1 / 3
+SEARCH = 1 / 2
 LEAST = 12
 # Samples whose errors are measured unit by unit.
 SENSITIVITY = 24

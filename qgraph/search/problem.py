@@ -52,9 +52,7 @@ def build_problem(
             Option(CODES, True, loss, coded, unit.code_bytes, _working(unit, seen, 1)),
         ]
         options.append(_allowed(unit, both, forced))
-    borders = [
-        _border(units, link, costs, seen, scale, sensitivity) for link in links
-    ]
+    borders = [_border(units, link, costs, seen, scale, sensitivity) for link in links]
     rest = float_ms - sum(cost.plain for cost in costs.units)
     return Problem(options, borders, rest, float_bytes - sum(unit.float_bytes for unit in units))
 

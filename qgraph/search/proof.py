@@ -14,6 +14,7 @@ NO_GAIN = 0.99
 # A model that fails on the samples of the proof is no longer judged by samples it never met, and
 # each further one has another chance to pass by luck: so many are tried before the float model.
 _LOOKS = 3
+_LESS = 1.5
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,22 @@ def prove(
     floating = next(each for each in ordered if each.whole.name == "fp32")
     if only is not None:
         ordered = [each for each in ordered if each.whole.name == only]
-    looks, seen = 0, None
+    looks, limit, seen = 0, float("inf"), None
     for timed in ordered:
         name = timed.whole.name
         if only is None and name != "fp32":
             if not space.verdict(timed.whole, timed.engine).holds(goal.max_drop):
                 notes.append(f"{name} loses more than is allowed on the samples searched with")
                 continue
-            if looks == _LOOKS:
+            if looks == _LOOKS or timed.whole.loss > limit:
                 continue
         looks += 1
         verdict = _verdict(timed, judge, goal)
         seen = (timed, verdict)
         if verdict.holds(goal.max_drop) or only is not None:
             break
+        # What loses hardly less would fail as well.
+        limit = min(limit, (timed.whole.loss or limit) / _LESS)
         notes.append(
             f"{name} lost {verdict.bound:.4g} on the samples of the proof: "
             "a model that loses less was taken"
@@ -108,15 +111,15 @@ def _promise(
     notes: list[str],
 ) -> Promise:
     goal = space.goal
-    floats = [each for each in last.timed if each.whole.is_float]
+    floats = [each for each in last.timed if _is_base(space, each, goal)]
     best_float = min(floats, key=lambda each: each.relative)
     broken = broken_bounds(goal, timed, verdict)
     if verdict.few:
-        notes = [
-            *notes,
+        line = (
             f"{verdict.samples} samples can't tell a drop of {goal.max_drop:g}: the upper end of "
-            "the interval was taken for the drop; give more labelled samples",
-        ]
+            "the interval was taken for the drop; give more labelled samples"
+        )
+        notes = [*notes, line]
     return Promise(
         metric=space.metric.name,
         better=space.metric.better,
@@ -140,6 +143,13 @@ def _promise(
         relative_time=timed.relative / best_float.relative,
         notes=notes,
     )
+
+
+def _is_base(space: Workspace, timed: Timed, goal: Goal) -> bool:
+    """Whether a model is a float one that keeps the promise, as the float32 one does."""
+    if timed.whole.name == "fp32":
+        return True
+    return timed.whole.is_float and space.verdict(timed.whole, timed.engine).holds(goal.max_drop)
 
 
 def broken_bounds(goal: Goal, timed: Timed, verdict: Verdict) -> list[str]:

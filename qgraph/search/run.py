@@ -12,7 +12,7 @@ from qgraph.cache import open_cache
 from qgraph.compiler import Finished
 from qgraph.compiler import compile as compile_model
 from qgraph.data import DataSet, Feeds, open_data
-from qgraph.errors import AccuracyError, ModelError, UsageError
+from qgraph.errors import AccuracyError, ModelError
 from qgraph.graph import Graph
 from qgraph.job import Job, output_folder, resolve
 from qgraph.kv_cache import cache_axes
@@ -24,6 +24,7 @@ from qgraph.recipe import Recipe
 from qgraph.recognise import quantized_ops
 from qgraph.runtime import backend
 from qgraph.search import pareto
+from qgraph.search.choice import Choice, choose
 from qgraph.search.costs import Costs, time_units
 from qgraph.search.goal import Goal, make_goal
 from qgraph.search.judge import Judge
@@ -41,8 +42,8 @@ from qgraph.search.workspace import Workspace
 
 # Engine in which the original answers and boundaries are computed.
 REFERENCE = "onnxruntime-cpu"
-# Of the choices that keep the promise so many are timed at the end.
-_TIMED = 3
+# What loses so many times less than the best stands by for the proof.
+_SAFER = (2, 4, 8)
 
 
 def compile_within(
@@ -69,8 +70,8 @@ def compile_within(
 
     Args:
         model: A path, or anything that `qgraph.load` takes.
-        data: Labelled samples; see `qgraph.data.open_data`. A half calibrates, a quarter is
-            searched with, a quarter proves the promise.
+        data: Labelled samples; see `qgraph.data.open_data`. A third calibrates, a third is
+            searched with, a third proves the promise.
         metric: A name, `module:function` or a metric; `agreement` needs no labels.
         max_drop: By how much the score may get worse: `0.5%`, or a number in the metric's unit.
         optimize: `latency`, `size` or `memory`.
@@ -104,7 +105,7 @@ def compile_within(
             space = _open(original, job, goal, chosen.bind([original]), data, samples, answering,
                           Path(scratch))  # fmt: skip
             found = _search(space, force)
-            front = pareto.measure_front(space, found.problem, max(points, pick or 0))
+            front = pareto.measure_front(space, found, max(points, pick or 0))
             proof = _prove(space, found, front, pick, answering)
         return _write(model, folder, space, found, front, proof, samples)
 
@@ -131,7 +132,9 @@ def _open(
     parts = open_parts(data, graph, metric, images, samples, job.recipe.samples)
     job.listener.stage("running the original")
     judge = Judge(metric, parts.search, answering)
-    prepared = prepare(graph, job, job_context(job, _calibration(graph, job, parts.calibration), None))
+    prepared = prepare(
+        graph, job, job_context(job, _calibration(graph, job, parts.calibration), None)
+    )
     return Workspace(job, goal, metric, parts, prepared, folder, judge, open_cache())
 
 
@@ -233,19 +236,34 @@ def _prove(
     if pick is not None:
         mixes = [pareto.pick(front, pick)]
     elif found.refined is not None:
-        good = [p for p in found.refined.points if p.verdict.holds(space.goal.max_drop)]
-        good = good or [p for p in (found.refined.nearest,) if p is not None]
-        best = found.refined.best
-        good.sort(key=lambda p: (p is not best, -p.coded))
-        mixes = [space.mix(point.choice) for point in good[:_TIMED]]
+        mixes = [space.mix(choice) for choice in _worth_proving(space, found)]
     else:
         mixes = []
     with space.timing("timing what keeps the promise"):
-        models = list({each.name: each for each in [*mixes, space.floating, *space.others()]}.values())
+        models = list(
+            {each.name: each for each in [*mixes, space.floating, *space.others()]}.values()
+        )
         last = time_whole(space.job.target, models, space.sample)
     with space.timing("proving"):
         judge = Judge(space.metric, space.parts.proof, answering)
-        return prove(space, last, judge, only=mixes[0].name if pick is not None else None, first=found.first)
+        return prove(
+            space, last, judge, only=mixes[0].name if pick is not None else None, first=found.first
+        )
+
+
+def _worth_proving(space: Workspace, found: Found) -> list[Choice]:
+    """The best choice, and such as lose less, should it fail on the samples of the proof."""
+    refined = found.refined
+    assert refined is not None
+    best = refined.best or refined.nearest
+    if best is None:
+        return []
+    choices = [best.choice]
+    for divisor in _SAFER:
+        safer = choose(found.problem, space.goal.optimize, max_loss=best.choice.loss / divisor)
+        if safer is not None:
+            choices.append(safer)
+    return list({choice.options: choice for choice in choices}.values())
 
 
 def _write(
@@ -268,6 +286,7 @@ def _write(
         stages=stages,
         selection=proof.round.selection(whole.name),
         files=files,
+        data=space.parts.data.describe(),
     )
     recipe = space.job.recipe
     verify = recipe.verify.model_copy(update={"min_sqnr_db": None, "min_cosine": None})
@@ -288,11 +307,3 @@ def _write(
             fix="the best that was found is kept there, marked; allow more loss, time or bytes",
         )
     return artifact
-
-
-def usage(option: str) -> UsageError:
-    """Return the error for an option that a search does not take."""
-    return UsageError(
-        f"{option} does not go with --max-drop",
-        fix="compile once with --max-drop, then with --exclude for what it left in float",
-    )

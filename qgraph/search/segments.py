@@ -141,15 +141,17 @@ def _write(
     keeps = [value for value in results if last.get(value, -1) >= numbers.stop]
     drops = [value for value, end in last.items() if end in numbers and value not in made]
     name = f"{numbers.start}-{numbers.stop}"
-    plain, probes = "", {}
+    plain = ""
+    probes: dict[Kind, str] = {}
     if keeps:
         plain = f"{name}.onnx"
         onnx_io.save(subgraph(graph, nodes, reads, keeps), folder / plain)
-    for kind, make in _PROBES.items() if keeps and unit is not None else ():
-        part = subgraph(graph, nodes, reads, keeps)
-        if make(prepared, unit, part):
-            probes[kind] = f"{name}.{kind}.onnx"
-            onnx_io.save(part, folder / probes[kind])
+    if keeps and unit is not None:
+        for kind, make in _PROBES.items():
+            part = subgraph(graph, nodes, reads, keeps)
+            if make(prepared, unit, part):
+                probes[kind] = f"{name}.{kind}.onnx"
+                onnx_io.save(part, folder / probes[kind])
     index = -1 if unit is None else unit.index
     return Segment(plain, probes, _names(reads), _names(keeps), _names(drops), index)
 
@@ -165,7 +167,8 @@ def read_segments(folder: Path) -> Segments:
 
 
 def _segment(known: dict[str, Any]) -> Segment:
-    return Segment(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+    names = {key: tuple(known[key]) for key in ("reads", "keeps", "drops")}
+    return Segment(plain=known["plain"], probes=known["probes"], unit=known["unit"], **names)
 
 
 def _read(prepared: Prepared, unit: Unit, part: Graph) -> bool:

@@ -92,9 +92,7 @@ def measure(
     cores = available_cores()
     most = memory / cores / max(sample_bytes, 1.0)
     rows = max(1, int(min(most, math.ceil(len(samples) / cores))))
-    tasks = [
-        Task(str(folder), share, carried, nearby, metric) for share in _shares(batches, rows)
-    ]
+    tasks = [Task(str(folder), share, carried, nearby, metric) for share in _shares(batches, rows)]
     content = _content(folder)
     keys = [_key(task, content) for task in tasks]
     known = [_load(store, key) for key in keys]

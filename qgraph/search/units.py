@@ -72,7 +72,7 @@ def find_units(graph: Graph, target: Target) -> list[Unit]:
     no units.
     """
     plan: Plan = graph.facts.get("plan")
-    found = []
+    found: list[Unit] = []
     for node in graph.nodes():
         name = node.name or ""
         indices = [i for i in range(len(node.inputs)) if (name, i) in plan.reads]
@@ -99,9 +99,8 @@ def links(graph: Graph, units: Sequence[Unit], target: Target) -> list[Link]:
                 readers.setdefault(root, {})
         if unit.writes is not None:
             readers.setdefault(unit.writes, {})
-    for value in readers:
-        for reader in _readers(value, of_unit, target):
-            readers[value][reader] = None
+    for value, ends in readers.items():
+        ends.update(dict.fromkeys(_readers(value, of_unit, target)))
     return [Link(value, writers.get(value), tuple(ends)) for value, ends in readers.items()]
 
 
@@ -127,7 +126,9 @@ def _roots(value: Value, target: Target) -> Iterator[Value]:
             yield from _roots(each, target)
 
 
-def _readers(value: Value, of_unit: dict[tuple[Node, int], int], target: Target) -> Iterator[int | None]:
+def _readers(
+    value: Value, of_unit: dict[tuple[Node, int], int], target: Target
+) -> Iterator[int | None]:
     if value.is_graph_output():
         yield None
     for use in value.uses():

@@ -1,7 +1,7 @@
 """Whole models in every engine of the target: timed in turn, ours and the float ones."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Whole:
     name: str
     precision: str
     model: Path
-    options: EngineOptions = EngineOptions()
+    options: EngineOptions = field(default_factory=EngineOptions)
     floats: tuple[str, ...] | None = None
     loss: float = 0.0
     key: tuple[int, ...] = ()
@@ -55,7 +55,8 @@ class Timed:
         engine: The engine.
         p50_ms: Median latency, milliseconds.
         p90_ms: What nine runs of ten stay below.
-        relative: Median time relative to the fastest of the round.
+        relative: Time relative to the fastest of the round: of what one run in ten stays below,
+            which other work on the machine disturbs least.
         bytes: Size of its file.
     """
 
@@ -97,7 +98,11 @@ class Round:
 
 
 def time_whole(
-    target: Target, models: Sequence[Whole], feeds: Mapping[str, Any], budget_s: float | None = None
+    target: Target,
+    models: Sequence[Whole],
+    feeds: Mapping[str, Any],
+    budget_s: float | None = None,
+    engine: str | None = None,
 ) -> Round:
     """Time models in all engines of the target, in turn in one run.
 
@@ -106,36 +111,37 @@ def time_whole(
         models: The models; names are distinct.
         feeds: One sample.
         budget_s: Seconds for all runs.
+        engine: The only engine to time them in.
 
     Raises:
         EngineError: No engine of the target runs here, or none runs the float model.
     """
     reasons = [(name, backend(name).unavailable()) for name in target.engines]
-    usable = [name for name, reason in reasons if reason is None]
+    usable = [name for name, reason in reasons if reason is None and engine in (None, name)]
     if not usable:
         why = "; ".join(reason for _, reason in reasons if reason) or target.no_engine
         raise EngineError(
             f"no engine of {target.name} runs here, so nothing can be measured: {why}",
             fix="search where the engine runs, or compile without --max-drop",
         )
-    by_label = {
-        f"{name} {model.name}": (name, model) for model in models for name in usable
-    }
+    by_label = {f"{name} {model.name}": (name, model) for model in models for name in usable}
     candidates = [
         Candidate(name, model.model, model.options, label=label)
         for label, (name, model) in by_label.items()
     ]
     measured = fastest(candidates, feeds, budget_s=budget_s or BUDGET_S)
+    results = [(each, each.result) for each in measured if each.result is not None]
+    results.sort(key=lambda pair: pair[1].p10_ms)
     timed: dict[str, Timed] = {}
-    for each in measured:  # fastest first
+    for each, result in results:
         name, model = by_label[str(each.candidate)]
-        if each.result is not None and model.name not in timed:
+        if model.name not in timed:
             timed[model.name] = Timed(
                 model,
                 Engine(name, model.options),
-                each.result.p50_ms,
-                each.result.p90_ms,
-                each.result.relative_time,
+                result.p50_ms,
+                result.p90_ms,
+                result.p10_ms / results[0][1].p10_ms,
                 model.model.stat().st_size,
             )
     if not timed:

@@ -36,11 +36,11 @@ def test_no_assignment_is_better(problem, objective, max_loss, max_time, max_byt
     fits = [
         c
         for c in costs
-        if c.loss <= max_loss + slack and c.time <= max_time + slack and c.bytes <= max_bytes + slack
+        if c.loss <= max_loss + slack
+        and c.time <= max_time + slack
+        and c.bytes <= max_bytes + slack
     ]
-    found = choose(
-        problem, objective, max_loss=max_loss, max_time=max_time, max_bytes=max_bytes
-    )
+    found = choose(problem, objective, max_loss=max_loss, max_time=max_time, max_bytes=max_bytes)
     if found is None:
         assert not [c for c in fits if c.loss < max_loss and c.time < max_time]
         return
