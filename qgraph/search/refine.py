@@ -6,7 +6,7 @@ verification moves it, until the drop allowed lies between two bounds that are c
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +75,7 @@ def refine(
     aim = goal.optimize if goal.max_drop is not None else "loss"
     low, high, best = 0.0, math.inf, None
     while len(points) < most:
-        bound = high if math.isinf(high) else _between(low, high)
+        bound = high if math.isinf(high) else _between(low, high, points.values(), goal.max_drop)
         choice = choose(problem, aim, max_loss=bound, **bounds)
         if choice is None:
             if low or math.isinf(high):
@@ -90,8 +90,6 @@ def refine(
                 break
         else:
             high = min(choice.loss, bound)
-            if not known and goal.max_drop is not None:
-                low = max(low, 0.0)
         if high <= low * _CLOSE or not high or not any(choice.options):
             break
     nearest = None
@@ -133,14 +131,21 @@ def front(problem: Problem, goal: Goal, count: int) -> list[Choice]:
     return ordered
 
 
-def _between(low: float, high: float) -> float:
-    return math.sqrt(low * high) if low else high / 3
+def _between(low: float, high: float, points: Iterable[Point], allowed: float | None) -> float:
+    """The next bound to try: between the two, or where the drops so far say it lies."""
+    if low:
+        return math.sqrt(low * high)
+    drops = [(p.choice.loss, p.verdict.bound) for p in points]
+    drops = sorted((x, y) for x, y in drops if x > 0 and 0 < y < math.inf)
+    if not drops or not allowed:
+        return high / 3
+    loss, drop = drops[0]
+    power = 1.0  # of the loss, that the drop follows
+    if len(drops) > 1 and drops[1][1] > drop:
+        power = math.log(drops[1][1] / drop) / math.log(drops[1][0] / loss)
+    guess = loss * (allowed / drop) ** (1 / min(max(power, 0.3), 3.0))
+    return min(max(guess, high / 100), high / 1.5)
 
 
 def _or_inf(value: float | None) -> float:
     return math.inf if value is None else float(value)
-
-
-def ratios(points: Sequence[Point]) -> list[float]:
-    """Measured drops by predicted losses, where both are known."""
-    return [p.verdict.drop / p.choice.loss for p in points if p.choice.loss > 0]

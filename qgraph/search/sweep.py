@@ -68,7 +68,7 @@ class Found:
 
     Attributes:
         noise: By probe, the squared error of each output, float64 [probes, outputs].
-        signal: Squared size of each output about its mean, float64 [outputs].
+        signal: Squared size of each output, float64 [outputs].
         local: By probe, then those nearby, the squared error of the unit's own results and their
             squared size, float64 [probes + nearby, 2].
         rows: By probe, what the samples contribute to the metric; empty without one.
@@ -208,8 +208,8 @@ def _noise(exact: NDArray[Any], got: NDArray[Any]) -> float:
 def _signal(array: NDArray[Any]) -> float:
     if array.dtype.kind not in "f":
         return 1.0
-    centred = (array - array.mean()).reshape(-1)
-    return float(np.dot(centred, centred))
+    values = array.reshape(-1)
+    return float(np.dot(values, values))
 
 
 def _versus_original(metric: Metric | None) -> bool:
