@@ -144,7 +144,7 @@ def _between(low: float, high: float, points: Iterable[Point], allowed: float | 
     if len(drops) > 1 and drops[1][1] > drop:
         power = math.log(drops[1][1] / drop) / math.log(drops[1][0] / loss)
     guess = loss * (allowed / drop) ** (1 / min(max(power, 0.3), 3.0))
-    return min(max(guess, high / 100), high / 1.5)
+    return float(min(max(guess, high / 100), high / 1.5))
 
 
 def _or_inf(value: float | None) -> float:

@@ -92,7 +92,7 @@ class Round:
         return Selection(
             found.engine.backend,
             asdict(found.engine.options),
-            [_timing(each) for each in self.measured],
+            [_timing(each, found.whole) for each in self.measured],
             found.relative / min(floats) if floats else None,
         )
 
@@ -149,12 +149,18 @@ def time_whole(
     return Round(tuple(timed.values()), tuple(measured))
 
 
-def _timing(measured: Measured) -> Timing:
-    result = measured.result
+def _timing(measured: Measured, chosen: Whole) -> Timing:
+    """The manifest's line; the chosen model and the float one are called as in other compiles."""
+    candidate, result = measured.candidate, measured.result
+    label = str(candidate)
+    if candidate.model == chosen.model:
+        label = f"{candidate.backend} {chosen.precision}"
+    elif label == f"{candidate.backend} fp32":
+        label = f"{label} (before)"
     if result is None:
-        return Timing(candidate=str(measured.candidate), reason=measured.reason)
+        return Timing(candidate=label, reason=measured.reason)
     return Timing(
-        candidate=str(measured.candidate),
+        candidate=label,
         p50_ms=result.p50_ms,
         p90_ms=result.p90_ms,
         relative_time=result.relative_time,
