@@ -98,7 +98,10 @@ class Promise(_Part):
     """The fastest float model, timed in turn with the artifact."""
     float_p50_ms: float | None = None
     relative_time: float | None = None
-    """Latency by that of the fastest float model."""
+    """Latency by that of the fastest float model, of what one run in ten stays below."""
+    peak_bytes: int | None = None
+    """Memory that the model adds to a process, where memory was asked for."""
+    float_peak_bytes: int | None = None
     reason: str = ""
     """Why this model was chosen."""
     notes: list[str] = Field(default_factory=list)

@@ -326,7 +326,7 @@ def _summarize(out: Output, folder: Path, listener: Any, stages: "list[Stage]") 
                 "artifact": str(folder),
                 "model": str(folder / "model.onnx"),
                 **manifest,
-                "front": front,
+                **({"front": front} if front else {}),
             }
         )
         return

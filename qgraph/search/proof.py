@@ -92,7 +92,8 @@ def rank(timed: Sequence[Timed], goal: Goal) -> list[Timed]:
             (goal.max_bytes is not None and each.bytes > goal.max_bytes)
             or (goal.max_ms is not None and each.p50_ms > goal.max_ms)
         )
-        aim = each.relative if goal.optimize == "latency" else float(each.bytes)
+        aims = {"latency": each.relative, "size": each.bytes, "memory": each.memory}
+        aim = float(aims[goal.optimize])
         if each.whole.floats is not None and each.whole.loss < most:
             aim *= _NOISE
         return too_much, slower and goal.optimize == "latency", aim
@@ -147,6 +148,8 @@ def _promise(
         float_engine=f"{best_float.engine.backend} {best_float.whole.name}",
         float_p50_ms=best_float.p50_ms,
         relative_time=timed.relative / best_float.relative,
+        peak_bytes=timed.memory or None,
+        float_peak_bytes=best_float.memory or None,
         notes=notes,
     )
 

@@ -20,7 +20,7 @@ def search_json(space: Workspace, found: "Found", front: Sequence[Row], proof: P
     content = {
         "units": _units(space, found, proof),
         "verified": _verified(space, found),
-        "front": [row.as_json(number) for number, row in enumerate(front, 1)],
+        "front": list(front),
         "samples": {
             "calibration": len(space.parts.calibration),
             "sensitivity": len(space.parts.sensitivity),

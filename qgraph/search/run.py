@@ -3,6 +3,8 @@
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from qgraph.preparation import job_context, original_file
 from qgraph.recipe import Recipe
 from qgraph.recognise import quantized_ops
 from qgraph.runtime import backend
+from qgraph.runtime.backend import EngineOptions
 from qgraph.search import pareto
 from qgraph.search.choice import Choice, choose
 from qgraph.search.costs import Costs, time_units
@@ -37,13 +40,15 @@ from qgraph.search.record import search_json
 from qgraph.search.refine import Refined, refine
 from qgraph.search.segments import write_segments
 from qgraph.search.sensitivity import Sensitivity, measure
-from qgraph.search.whole import Round, Whole, time_whole
+from qgraph.search.whole import Round, Whole, time_whole, with_memory
 from qgraph.search.workspace import Workspace
 
 # Engine in which the original answers and boundaries are computed.
 REFERENCE = "onnxruntime-cpu"
 # What loses so many times less than the best stands by for the proof.
 _SAFER = (2, 4, 8)
+# And what is predicted to take these shares of the time that is allowed.
+_FASTER = (0.9, 0.8)
 
 
 def compile_within(
@@ -85,7 +90,8 @@ def compile_within(
         force: `PATTERN=int8` or `PATTERN=fp32`, what the search may not decide.
         settings: `pass.option=value` lines.
         points: How many points of the front between loss and aim to verify; 0 for none.
-        pick: Build this one of them, counted from 1, in place of the best.
+        pick: Build this one of them, counted from 1, in place of the best; of those that an artifact
+            in `output` has of the same model, without searching again.
         listener: Told how it goes.
 
     Returns:
@@ -104,8 +110,9 @@ def compile_within(
         with backend(REFERENCE).open(original) as answering:
             space = _open(original, job, goal, chosen.bind([original]), data, samples, answering,
                           Path(scratch))  # fmt: skip
-            found = _search(space, force)
-            front = pareto.measure_front(space, found, max(points, pick or 0))
+            front = pareto.kept(folder, original) if pick is not None and not points else []
+            found = Found(space) if front else _search(space, force)
+            front = front or pareto.measure_front(space, found, max(points, pick or 0))
             proof = _prove(space, found, front, pick, answering)
         return _write(model, folder, space, found, front, proof, samples)
 
@@ -234,9 +241,11 @@ def _prove(
 ) -> Proof:
     """Time what keeps the promise, and prove the best on samples that nothing was chosen by."""
     if pick is not None:
-        mixes = [pareto.pick(front, pick)]
+        row = pareto.pick(front, pick)
+        mixes = [space.build(tuple(row["floats"]), float(row["predicted_loss"]))]
     elif found.refined is not None:
         mixes = [space.mix(choice) for choice in _worth_proving(space, found)]
+        mixes += _in_half(space, found, mixes)
     else:
         mixes = []
     with space.timing("timing what keeps the promise"):
@@ -244,6 +253,8 @@ def _prove(
             {each.name: each for each in [*mixes, space.floating, *space.others()]}.values()
         )
         last = time_whole(space.job.target, models, space.sample)
+        if space.goal.optimize == "memory":
+            last = with_memory(last, space.sample)
     with space.timing("proving"):
         judge = Judge(space.metric, space.parts.proof, answering)
         return prove(
@@ -252,18 +263,35 @@ def _prove(
 
 
 def _worth_proving(space: Workspace, found: Found) -> list[Choice]:
-    """The best choice, and such as lose less, should it fail on the samples of the proof."""
-    refined = found.refined
+    """The best choice, and what stands by: such as lose less, or are predicted to be faster."""
+    refined, goal = found.refined, space.goal
     assert refined is not None
     best = refined.best or refined.nearest
     if best is None:
         return []
-    choices = [best.choice]
+    size = inf if goal.max_bytes is None else goal.max_bytes
+    time = inf if goal.max_ms is None else goal.max_ms
+    choices: list[Choice | None] = [best.choice]
     for divisor in _SAFER:
-        safer = choose(found.problem, space.goal.optimize, max_loss=best.choice.loss / divisor)
-        if safer is not None:
-            choices.append(safer)
-    return list({choice.options: choice for choice in choices}.values())
+        bound = best.choice.loss / divisor
+        choices.append(
+            choose(found.problem, goal.optimize, max_loss=bound, max_time=time, max_bytes=size)
+        )
+    for share in _FASTER if goal.max_ms is not None else ():
+        choices.append(choose(found.problem, "loss", max_time=share * time, max_bytes=size))
+    return list({choice.options: choice for choice in choices if choice is not None}.values())
+
+
+def _in_half(space: Workspace, found: Found, mixes: Sequence[Whole]) -> list[Whole]:
+    """The same mixes with their float parts in bf16, where an engine computes in that."""
+    if found.first is None or found.first.of("bf16") is None:
+        return []
+    options = EngineOptions(float_precision="bf16")
+    return [
+        replace(mix, name=f"{mix.name}, rest in bf16", options=options)
+        for mix in mixes
+        if mix.floats
+    ]
 
 
 def _write(

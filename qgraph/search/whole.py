@@ -1,7 +1,7 @@
 """Whole models in every engine of the target: timed in turn, ours and the float ones."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from qgraph.manifest import Timing
 from qgraph.runtime import backend
 from qgraph.runtime.backend import EngineOptions
 from qgraph.runtime.choose import Candidate, Measured, fastest
+from qgraph.runtime.memory import peak_memory
 from qgraph.search.costs import Engine
 from qgraph.target import Target
 
@@ -29,7 +30,6 @@ class Whole:
         options: The engine's options.
         floats: Nodes left in float, where it is a mix; None for others.
         loss: What is predicted of its loss; 0 where nothing is.
-        key: Of a mix, its assignment.
     """
 
     name: str
@@ -38,7 +38,6 @@ class Whole:
     options: EngineOptions = field(default_factory=EngineOptions)
     floats: tuple[str, ...] | None = None
     loss: float = 0.0
-    key: tuple[int, ...] = ()
 
     @property
     def is_float(self) -> bool:
@@ -58,6 +57,7 @@ class Timed:
         relative: Time relative to the fastest of the round: of what one run in ten stays below,
             which other work on the machine disturbs least.
         bytes: Size of its file.
+        memory: What opening and running it adds to a process, bytes; 0 where that was not measured.
     """
 
     whole: Whole
@@ -66,6 +66,7 @@ class Timed:
     p90_ms: float
     relative: float
     bytes: int
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,25 @@ def time_whole(
     return Round(tuple(timed.values()), tuple(measured))
 
 
+def with_memory(found: Round, feeds: Mapping[str, Any]) -> Round:
+    """Measure each model's peak memory, in a process of its own."""
+    timed = [
+        replace(
+            each,
+            memory=peak_memory(
+                each.whole.model, backend(each.engine.backend), feeds, each.engine.options
+            ).model_bytes,
+        )
+        for each in found.timed
+    ]
+    return replace(found, timed=tuple(timed))
+
+
 def _timing(measured: Measured, chosen: Whole) -> Timing:
     """The manifest's line; the chosen model and the float one are called as in other compiles."""
     candidate, result = measured.candidate, measured.result
     label = str(candidate)
-    if candidate.model == chosen.model:
+    if (candidate.model, candidate.options) == (chosen.model, chosen.options):
         label = f"{candidate.backend} {chosen.precision}"
     elif label == f"{candidate.backend} fp32":
         label = f"{label} (before)"

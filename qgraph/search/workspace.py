@@ -61,7 +61,7 @@ class Workspace:
     option_names: list[list[str]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    _mixes: dict[tuple[int, ...], Whole] = field(default_factory=dict)
+    _mixes: dict[tuple[str, ...], Whole] = field(default_factory=dict)
     _others: list[Whole] | None = None
 
     def __post_init__(self) -> None:
@@ -83,20 +83,21 @@ class Workspace:
 
     def mix(self, choice: Choice) -> Whole:
         """Build the model of a choice, once."""
-        known = self._mixes.get(choice.options)
-        if known is not None:
-            return known
-        floats = self.floats(choice)
+        return self.build(self.floats(choice), choice.loss)
+
+    def build(self, floats: tuple[str, ...], loss: float) -> Whole:
+        """Build the model with these nodes in float, once; `loss` is predicted of it."""
         if len(floats) == len(self.units):
             return self.floating
-        graph, _ = self.prepared.mixed(floats)
-        count = len(self.units) - len(floats)
-        name = "int8" if not floats else f"int8 x {count} (mix {len(self._mixes)})"
-        path = self.folder / f"mix{len(self._mixes)}.onnx"
-        onnx_io.save(graph, path)
-        whole = Whole(name, "int8", path, floats=floats, loss=choice.loss, key=choice.options)
-        self._mixes[choice.options] = whole
-        return whole
+        if floats not in self._mixes:
+            number = len(self._mixes)
+            graph, _ = self.prepared.mixed(floats)
+            count = len(self.units) - len(floats)
+            name = f"int8 x {count} (mix {number})" if floats else "int8"
+            path = self.folder / f"mix{number}.onnx"
+            onnx_io.save(graph, path)
+            self._mixes[floats] = Whole(name, "int8", path, floats=floats, loss=loss)
+        return self._mixes[floats]
 
     def floats(self, choice: Choice) -> tuple[str, ...]:
         """Names of the nodes that a choice leaves in float."""
