@@ -10,6 +10,7 @@ from qgraph import flow, onnx_io
 from qgraph.cache import Cache
 from qgraph.data import Feeds
 from qgraph.errors import QGraphError
+from qgraph.facts import Plan
 from qgraph.job import Job
 from qgraph.metrics.metric import Metric
 from qgraph.pipeline import Pipeline
@@ -87,17 +88,28 @@ class Workspace:
 
     def build(self, floats: tuple[str, ...], loss: float) -> Whole:
         """Build the model with these nodes in float, once; `loss` is predicted of it."""
+        if floats not in self._mixes:
+            self._mixes[floats] = self._built(floats, loss)
+        return self._mixes[floats]
+
+    def _built(self, floats: tuple[str, ...], loss: float) -> Whole:
+        """Build a mix; what stands alone among floats, such as an Add, may have become one too."""
         if len(floats) == len(self.units):
             return self.floating
-        if floats not in self._mixes:
-            number = len(self._mixes)
-            graph, _ = self.prepared.mixed(floats)
-            count = len(self.units) - len(floats)
-            name = f"int8 x {count} (mix {number})" if floats else "int8"
-            path = self.folder / f"mix{number}.onnx"
-            onnx_io.save(graph, path)
-            self._mixes[floats] = Whole(name, "int8", path, floats=floats, loss=loss)
-        return self._mixes[floats]
+        graph, _ = self.prepared.mixed(floats)
+        plan: Plan = graph.facts.get("plan")
+        names = [unit.name for unit in self.units]
+        left = tuple(name for name in names if plan.nodes[name][0] == "float")
+        if len(left) == len(names):
+            return self.floating
+        known = next((whole for whole in self._mixes.values() if whole.floats == left), None)
+        if known is not None:
+            return known
+        number = len(self._mixes)
+        name = f"int8 x {len(names) - len(left)} (mix {number})" if left else "int8"
+        path = self.folder / f"mix{number}.onnx"
+        onnx_io.save(graph, path)
+        return Whole(name, "int8", path, floats=left, loss=loss)
 
     def floats(self, choice: Choice) -> tuple[str, ...]:
         """Names of the nodes that a choice leaves in float."""

@@ -129,6 +129,8 @@ def test_the_front_is_verified_and_a_point_of_it_can_be_built(
     assert {unit["name"] for unit in units if unit["precision"] == "fp32"} == set(
         found["front"][1]["floats"]
     )
+    head = next(unit for unit in units if unit["op"] == "Gemm")
+    assert head["precision"] == "fp32"
     result = invoke(*args, "--pick", "99")
     assert result.exit_code == 2 and "--pick 1 to" in result.stderr
     shown = invoke("explain", tmp_path / "a")
