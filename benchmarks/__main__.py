@@ -9,7 +9,7 @@ import sys
 
 ALL = (
     *("graph_passes", "large_model", "weight_stack", "weight_forms", "cpu_int8"),
-    *("horizontal_matmul", "accuracy", "calibration"),
+    *("horizontal_matmul", "accuracy", "calibration", "promise"),
 )
 NAMED = ("peers", "weights", "cuda_weights", "cuda_models", "contrib")
 

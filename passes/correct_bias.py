@@ -129,6 +129,11 @@ def _layers(graph: Graph, report: PassReport) -> list[_Layer]:
     return found
 
 
+def correctable_layers(graph: Graph) -> list[_Layer]:
+    """Return the planned layers whose bias can be changed."""
+    return _layers(graph, PassReport())
+
+
 def is_correctable(graph: Graph, node: Node) -> bool:
     """Whether `CorrectBias`, where it is on, takes the mean error of a layer out."""
     plan: Plan = graph.facts.get("plan")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qgraph.pipeline import Reject as Reject
     from qgraph.recipe import Recipe as Recipe
     from qgraph.runtime.backend import Session as Session
+    from qgraph.search import compile_within as compile_within
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _HOMES = {
     "Session": "qgraph.runtime.backend",
     "calibrate": "qgraph.calibration",
     "compile": "qgraph.compiler",
+    "compile_within": "qgraph.search",
     "evaluate": "qgraph.evaluation",
     "generate": "qgraph.generation",
     "load": "qgraph.onnx_io",
@@ -64,6 +66,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "compile",
+    "compile_within",
     "evaluate",
     "generate",
     "load",

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,7 @@ from qgraph.interface import Interface
 from qgraph.job import Job, output_folder, resolve
 from qgraph.kv_cache import Cache, find_caches
 from qgraph.listener import Listener
-from qgraph.manifest import Accuracy, Manifest
+from qgraph.manifest import Accuracy, Manifest, Promise
 from qgraph.own_models import OwnModel, adopt, own_models
 from qgraph.pipeline import Hook, Pass, Pipeline, Stage
 from qgraph.preparation import (
@@ -54,6 +55,27 @@ RANDOM_SAMPLES = 4
 SLOWER_BY = 1.02
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a search has done already for one compile.
+
+    Attributes:
+        promise: For the manifest.
+        graph: The rewritten graph, where the passes need not run.
+        stages: What they did.
+        selection: The engine, where nothing need be timed.
+        files: Further files of the artifact, by name.
+        data: What the manifest says of the data: more of it than one compile sees.
+    """
+
+    promise: Promise
+    graph: Graph | None = None
+    stages: list[Stage] = field(default_factory=list)
+    selection: Selection | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    data: dict[str, Any] | None = None
+
+
 def compile(
     model: Any,
     *,
@@ -72,6 +94,7 @@ def compile(
     hooks: Sequence[Hook] = (),
     listener: Listener | None = None,
     force: bool = False,
+    finished: Finished | None = None,
 ) -> Artifact:
     """Compile a trained model to a fast, verified artifact.
 
@@ -96,6 +119,7 @@ def compile(
         hooks: Called after every pass with the graph and what was done.
         listener: Told how it goes.
         force: Build the precision asked for even where the target runs another one faster.
+        finished: What a search for this model has done already; see `qgraph.search`.
 
     Returns:
         The artifact.
@@ -123,7 +147,10 @@ def compile(
         caches, positions = find_caches(graph), context_length(graph)
         check_io_options(graph, job, dataset, given)
         with draft(folder) as scratch:
-            stages, floating, simulated = _rewrite(graph, job, context, passes, hooks, scratch)
+            if finished is not None and finished.graph is not None:
+                graph, stages, floating, simulated = finished.graph, finished.stages, None, None
+            else:
+                stages, floating, simulated = _rewrite(graph, job, context, passes, hooks, scratch)
             job.listener.stage("writing")
             written = onnx_io.save(graph, scratch / MODEL)
             own = _own(job, scratch, context, hooks)
@@ -145,13 +172,20 @@ def compile(
             shapes = {key: array.shape for key, array in interface.raw(timed.feeds).items()}
             built = build_engine(job, scratch / MODEL, shapes)
             nodes = note_dropped(built, scratch, nodes)
-            selection = _select(job, scratch / MODEL, floating, own, interface, timed.feeds, built)
+            if finished is not None and finished.selection is not None:
+                selection = finished.selection
+            else:
+                selection = _select(
+                    job, scratch / MODEL, floating, own, interface, timed.feeds, built
+                )
             stages += adopt(scratch / MODEL, own, selection.model)
             # The reference has no kernel of the target's own.
             judged = scratch / MODEL if selection.backend or not simulated else simulated
             accuracy = _verify(job, original, judged, selection, interface, kind, feeds, caches)
             _remove(floating, scratch)
             _remove(simulated, scratch)
+            for name, text in (finished.files if finished is not None else {}).items():
+                (scratch / name).write_text(text, encoding="utf-8")
             manifest = Manifest(
                 qgraph_version=__version__,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -161,7 +195,7 @@ def compile(
                 requested_precision=job.requested,
                 precision=job.precision,
                 recipe=job.recipe.model_dump(mode="json"),
-                data=dataset.describe() if dataset else None,
+                data=_described(dataset, finished),
                 random_calibration=bool(dataset and dataset.random),
                 stages=[record.stage_record(stage) for stage in stages],
                 warnings=job.warnings,
@@ -171,6 +205,7 @@ def compile(
                 not_timed=selection.not_timed,
                 plan=built.built.record if built is not None else None,
                 accuracy=accuracy,
+                promise=finished.promise if finished is not None else None,
                 io=interface.to_json() if interface else None,
                 nodes=nodes,
                 original_bytes=record.model_bytes(original),
@@ -192,6 +227,12 @@ def compile(
             "or lower verify.min_sqnr_db in the recipe",
         )
     return artifact
+
+
+def _described(dataset: DataSet | None, finished: Finished | None) -> dict[str, Any] | None:
+    if finished is not None and finished.data is not None:
+        return finished.data
+    return dataset.describe() if dataset else None
 
 
 # -- the passes ------------------------------------------------------------------------------------

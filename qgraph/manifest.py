@@ -79,6 +79,46 @@ class FileRecord(_Part):
     bytes: int | None = None
 
 
+class Promise(_Part):
+    """What was asked of the model's score, and the measurement that proves it."""
+
+    metric: str
+    better: Literal["higher", "lower"]
+    max_drop: float | None = None
+    """In the metric's unit: 0.005 is half a point of a share."""
+    optimize: str
+    max_bytes: int | None = None
+    max_ms: float | None = None
+    holds: bool
+    broken: list[str] = Field(default_factory=list)
+    """What does not hold, and what would."""
+    score: float
+    original: float
+    drop: float
+    """By how much the artifact is worse than the original on the samples of the proof."""
+    interval: tuple[float, float]
+    """95% interval of the drop, the same draws for both models."""
+    samples: int
+    """Rows that no step of the search has seen."""
+    judged_by: Literal["drop", "upper bound"]
+    """With few samples the upper end of the interval must not be above what is allowed."""
+    looks: int = 1
+    """Models that were tried on these samples, this one included."""
+    engine: str = ""
+    p50_ms: float | None = None
+    float_engine: str = ""
+    """The fastest float model, timed in turn with the artifact."""
+    float_p50_ms: float | None = None
+    relative_time: float | None = None
+    """Latency by that of the fastest float model, of what one run in ten stays below."""
+    peak_bytes: int | None = None
+    """Memory that the model adds to a process, where memory was asked for."""
+    float_peak_bytes: int | None = None
+    reason: str = ""
+    """Why this model was chosen."""
+    notes: list[str] = Field(default_factory=list)
+
+
 class Manifest(_Part):
     """Everything that is known about an artifact."""
 
@@ -104,6 +144,8 @@ class Manifest(_Part):
     plan: dict[str, Any] | None = None
     """The engine that was built beside the model, as its own record says; None without one."""
     accuracy: Accuracy | None = None
+    promise: Promise | None = None
+    """What was promised of the score, where it was asked for."""
     io: dict[str, Any] | None = None
     """Inputs and outputs that are not the original's; see `qgraph.interface`."""
     nodes: dict[str, int] = Field(default_factory=dict)

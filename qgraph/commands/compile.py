@@ -38,6 +38,21 @@ from qgraph.commands.options import (
     with_weights,
 )
 from qgraph.commands.output import Output
+from qgraph.commands.promise import (
+    POINTS,
+    Force,
+    Label,
+    MaxDrop,
+    MaxLatency,
+    MaxSize,
+    MetricName,
+    MetricOutput,
+    Optimize,
+    Pareto,
+    Pick,
+    check,
+    front_table,
+)
 from qgraph.errors import AccuracyError, UsageError
 
 if TYPE_CHECKING:
@@ -60,6 +75,8 @@ qgraph compile model.onnx --data D --target tensorrt --shapes 'x:1x3x224x224,8x3
 qgraph compile model.onnx --data D --encodings model.encodings.json
 
 qgraph compile model.onnx --data D --exclude 'head*' --set plan.keep_last=true
+
+qgraph compile model.onnx --data labelled.npz --max-drop 0.5% --metric top1
 
 qgraph compile model.onnx --data D --verify numeric --dump-ir ir/"""
 
@@ -127,6 +144,16 @@ def command(
             help="Build the precision asked for even where the target runs another one faster.",
         ),
     ] = False,
+    max_drop: MaxDrop = None,
+    metric: MetricName = None,
+    optimize: Optimize = "latency",
+    max_size: MaxSize = None,
+    max_latency: MaxLatency = None,
+    assign: Force = None,
+    pareto: Pareto = False,
+    pick: Pick = None,
+    label: Label = None,
+    metric_output: MetricOutput = None,
     dump_ir: Annotated[
         str | None,
         typer.Option(
@@ -175,12 +202,58 @@ def command(
 
     The artifact is a folder: model.onnx, which onnxruntime loads without qgraph, and what was done
     and measured. int8 takes its ranges from --data; part of it is kept out to verify the result.
+
+    With --max-drop, --max-size or --max-latency it searches which layers run in integers, and the
+    artifact has a promise with the measurement that proves it.
     """
     from qgraph.commands.progress import ConsoleListener
     from qgraph.compiler import compile as compile_model
     from qgraph.debug import Stopped
 
     out = Output.begin(ctx, verbose, quiet, as_json)
+    asks = (max_drop, metric, max_size, max_latency, force, pick, label, metric_output)
+    if pareto or optimize != "latency" or any(each is not None for each in asks):
+        check(
+            data,
+            {
+                "--precision": precision not in (None, "int8"),
+                "--bits": bits,
+                "--group": group,
+                "--symmetric": symmetric,
+                "--batch": batch,
+                "--encodings": encodings,
+                "--io": io,
+                "--io-outputs": io_outputs,
+                "--dump-ir": dump_ir,
+                "--print-after": print_after,
+                "--time-passes": time_passes,
+                "--stop-after": stop_after,
+                "--verify": verify,
+            },
+        )
+        _search(
+            out,
+            ConsoleListener(out),
+            model,
+            metric=metric or "agreement",
+            label=label,
+            metric_output=metric_output,
+            data=data,
+            max_drop=max_drop,
+            optimize=optimize,
+            max_size=max_size,
+            max_latency=max_latency,
+            output=output,
+            target=target,
+            recipe=recipe,
+            samples=samples,
+            exclude=exclude or [],
+            force=assign or [],
+            settings=with_memory(settings, memory),
+            points=POINTS if pareto else 0,
+            pick=pick,
+        )
+        return
     lines, precision = with_weights(settings or [], precision, bits, group, symmetric, batch)
     stages: list[Stage] = []
     hooks = debug_hooks(
@@ -227,14 +300,51 @@ def command(
             show_times(out, stages)
 
 
+def _search(
+    out: Output,
+    listener: Any,
+    model: str,
+    *,
+    metric: str,
+    label: str | None,
+    metric_output: str | None,
+    **options: Any,
+) -> None:
+    """Compile within a budget."""
+    from qgraph.metrics import metric as find_metric
+    from qgraph.search import compile_within
+
+    chosen = find_metric(metric, output=metric_output, label=label)
+    try:
+        with listener:
+            artifact = compile_within(model, metric=chosen, listener=listener, **options)
+        _summarize(out, artifact.path, listener, [])
+    except AccuracyError as error:
+        if error.where and not out.shared.json:
+            _summarize(out, Path(error.where), listener, [])
+        raise
+    finally:
+        for line in listener.untold():
+            out.warn(line)
+
+
 def _summarize(out: Output, folder: Path, listener: Any, stages: "list[Stage]") -> None:
     from qgraph.artifact import Artifact
     from qgraph.commands.summary import render
 
-    manifest = Artifact.load(folder).manifest.model_dump(mode="json")
+    artifact = Artifact.load(folder)
+    manifest = artifact.manifest.model_dump(mode="json")
+    front = (artifact.read_json("search.json") or {}).get("front", [])
     if out.shared.json:
         listener.untold()  # they are in the manifest
-        out.document({"artifact": str(folder), "model": str(folder / "model.onnx"), **manifest})
+        out.document(
+            {
+                "artifact": str(folder),
+                "model": str(folder / "model.onnx"),
+                **manifest,
+                **({"front": front} if front else {}),
+            }
+        )
         return
     if out.shared.quiet:
         return
@@ -242,7 +352,8 @@ def _summarize(out: Output, folder: Path, listener: Any, stages: "list[Stage]") 
     told = listener.live and out.stdout.is_terminal
     listener.untold()
     out.show(
+        *front_table(front),
         *render(
             manifest, folder, [] if told else manifest["warnings"], stages if out.verbose else []
-        )
+        ),
     )

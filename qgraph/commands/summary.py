@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 
 from qgraph import report, text
+from qgraph.commands import promise
 
 if TYPE_CHECKING:
     from qgraph.pipeline import Stage
@@ -43,6 +44,7 @@ def render(
         *_io(manifest.get("io")),
         *_accuracy(manifest["accuracy"]),
         *_latency(manifest),
+        *promise.rows(manifest.get("promise")),
         ("size", _size(manifest["original_bytes"], manifest["artifact_bytes"])),
         ("artifact", str(folder)),
     ]

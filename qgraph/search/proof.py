@@ -1,0 +1,197 @@
+"""Proves the promise: the best model that keeps it on samples that nothing was chosen by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qgraph.manifest import Promise
+from qgraph.search.goal import Goal
+from qgraph.search.judge import Judge, Verdict
+from qgraph.search.whole import Round, Timed, Whole
+from qgraph.search.workspace import Workspace, open_whole
+
+# Two runs of one model differ by about this much: an integer model must win more.
+NO_GAIN = 0.99
+# The mix that was predicted to be the fastest goes before others that seem faster by less.
+_NOISE = 1.05
+# A model that fails on the samples of the proof is no longer judged by samples it never met, and
+# each further one has another chance to pass by luck: so many are tried before the float model.
+_LOOKS = 3
+_LESS = 1.5
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The model that was chosen, and what is promised of it.
+
+    Attributes:
+        whole: The model.
+        promise: For the manifest.
+        round: The measurement of its latency.
+    """
+
+    whole: Whole
+    promise: Promise
+    round: Round
+
+
+def prove(
+    space: Workspace, last: Round, judge: Judge, only: str | None = None, first: Round | None = None
+) -> Proof:
+    """Try models from the best on, until one keeps the promise on the samples of the proof.
+
+    Args:
+        space: The search.
+        last: What may be chosen, timed.
+        judge: Scores on the samples of the proof.
+        only: Take this one, whether it keeps the promise or not.
+        first: What was timed before the search, for reasons.
+    """
+    goal, notes = space.goal, []
+    ordered = rank(last.timed, goal)
+    floating = next(each for each in ordered if each.whole.name == "fp32")
+    if only is not None:
+        ordered = [each for each in ordered if each.whole.name == only]
+    looks, limit, seen = 0, float("inf"), None
+    for timed in ordered:
+        name = timed.whole.name
+        if only is None and name != "fp32":
+            if not space.verdict(timed.whole, timed.engine).holds(goal.max_drop):
+                notes.append(f"{name} loses more than is allowed on the samples searched with")
+                continue
+            if looks == _LOOKS or timed.whole.loss > limit:
+                continue
+        looks += 1
+        verdict = _verdict(timed, judge, goal)
+        seen = (timed, verdict)
+        if verdict.holds(goal.max_drop) or only is not None:
+            break
+        # What loses hardly less would fail as well.
+        limit = min(limit, (timed.whole.loss or limit) / _LESS)
+        notes.append(
+            f"{name} lost {verdict.bound:.4g} on the samples of the proof: "
+            "a model that loses less was taken"
+        )
+    if seen is None:  # nothing but the float model could be run
+        seen, looks = (floating, _verdict(floating, judge, goal)), 1
+    timed, verdict = seen
+    promise = _promise(space, last, timed, verdict, looks, notes)
+    promise.reason = _reason(last, first or last, timed, goal)
+    return Proof(timed.whole, promise, last)
+
+
+def rank(timed: Sequence[Timed], goal: Goal) -> list[Timed]:
+    """Order models by what is asked for; those slower than float come behind the float model."""
+    floats = [each for each in timed if each.whole.name == "fp32"]
+    limit = floats[0].relative * NO_GAIN if floats else float("inf")
+
+    most = max((each.whole.loss for each in timed), default=0.0)
+
+    def key(each: Timed) -> tuple[bool, bool, float]:
+        slower = not each.whole.is_float and each.relative > limit
+        too_much = bool(
+            (goal.max_bytes is not None and each.bytes > goal.max_bytes)
+            or (goal.max_ms is not None and each.p50_ms > goal.max_ms)
+        )
+        aims = {"latency": each.relative, "size": each.bytes, "memory": each.memory}
+        aim = float(aims[goal.optimize])
+        if each.whole.floats is not None and each.whole.loss < most:
+            aim *= _NOISE
+        return too_much, slower and goal.optimize == "latency", aim
+
+    ordered = sorted(timed, key=key)
+    place = next((i for i, each in enumerate(ordered) if each.whole.name == "fp32"), len(ordered))
+    # Behind the float model, which loses nothing, is nothing worth trying, bounds apart.
+    return ordered[: place + 1]
+
+
+def _verdict(timed: Timed, judge: Judge, goal: Goal) -> Verdict:
+    with open_whole(timed.whole, timed.engine) as session:
+        return judge.verdict(session, goal.max_drop)
+
+
+def _promise(
+    space: Workspace,
+    last: Round,
+    timed: Timed,
+    verdict: Verdict,
+    looks: int,
+    notes: list[str],
+) -> Promise:
+    goal = space.goal
+    floats = [each for each in last.timed if _is_base(space, each, goal)]
+    best_float = min(floats, key=lambda each: each.relative)
+    broken = broken_bounds(goal, timed, verdict)
+    if verdict.few:
+        line = (
+            f"{verdict.samples} samples can't tell a drop of {goal.max_drop:g}: the upper end of "
+            "the interval was taken for the drop; give more labelled samples"
+        )
+        notes = [*notes, line]
+    return Promise(
+        metric=space.metric.name,
+        better=space.metric.better,
+        max_drop=goal.max_drop,
+        optimize=goal.optimize,
+        max_bytes=goal.max_bytes,
+        max_ms=goal.max_ms,
+        holds=not broken,
+        broken=broken,
+        score=verdict.score,
+        original=verdict.original,
+        drop=verdict.drop,
+        interval=(verdict.low, verdict.high),
+        samples=verdict.samples,
+        judged_by="upper bound" if verdict.few else "drop",
+        looks=looks,
+        engine=str(timed.engine),
+        p50_ms=timed.p50_ms,
+        float_engine=f"{best_float.engine.backend} {best_float.whole.name}",
+        float_p50_ms=best_float.p50_ms,
+        relative_time=timed.relative / best_float.relative,
+        peak_bytes=timed.memory or None,
+        float_peak_bytes=best_float.memory or None,
+        notes=notes,
+    )
+
+
+def _is_base(space: Workspace, timed: Timed, goal: Goal) -> bool:
+    """Whether a model is a float one that keeps the promise, as the float32 one does."""
+    if timed.whole.name == "fp32":
+        return True
+    return timed.whole.is_float and space.verdict(timed.whole, timed.engine).holds(goal.max_drop)
+
+
+def broken_bounds(goal: Goal, timed: Timed, verdict: Verdict) -> list[str]:
+    """Say what was asked for and does not hold, and what would."""
+    broken = []
+    name = timed.whole.name
+    if not verdict.holds(goal.max_drop):
+        broken.append(
+            f"{name} loses {verdict.bound:.4g}, more than {goal.max_drop:g}: "
+            f"what was asked for needs --max-drop {max(verdict.bound, 0.0):.4g}"
+        )
+    if goal.max_bytes is not None and timed.bytes > goal.max_bytes:
+        broken.append(f"{name} has {timed.bytes} bytes, more than {goal.max_bytes}")
+    if goal.max_ms is not None and timed.p50_ms > goal.max_ms:
+        broken.append(f"{name} takes {timed.p50_ms:.3g} ms, more than {goal.max_ms:g} ms")
+    return broken
+
+
+def _reason(last: Round, first: Round, timed: Timed, goal: Goal) -> str:
+    if not timed.whole.is_float:
+        left = len(timed.whole.floats or ())
+        what = f"{left} units left in float" if left else "all of it that can be in integers"
+        return f"best for {goal.optimize} of what keeps the promise: {timed.whole.name}, {what}"
+    for round_ in (last, first):
+        integers = [each for each in round_.timed if not each.whole.is_float]
+        mine = round_.of(timed.whole.name)
+        if not integers or mine is None:
+            continue
+        fastest = min(integers, key=lambda each: each.relative)
+        factor = fastest.relative / mine.relative
+        if factor >= NO_GAIN and goal.optimize == "latency":
+            return (
+                f"{fastest.whole.name} takes {factor:.2f} times as long as {timed.whole.name} here: "
+                "integers win nothing"
+            )
+    return "no model with integers that is faster keeps the promise"

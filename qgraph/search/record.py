@@ -1,0 +1,87 @@
+"""What a search leaves in the artifact beside the promise: `search.json`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qgraph.search.pareto import Row
+from qgraph.search.proof import Proof
+from qgraph.search.workspace import Workspace
+
+if TYPE_CHECKING:
+    from qgraph.search.run import Found
+
+
+def search_json(space: Workspace, found: "Found", front: Sequence[Row], proof: Proof) -> str:
+    """Return units with losses and times, what was verified, and how long each step took."""
+    content = {
+        "units": _units(space, found, proof),
+        "verified": _verified(space, found),
+        "front": list(front),
+        "samples": {
+            "calibration": len(space.parts.calibration),
+            "sensitivity": len(space.parts.sensitivity),
+            "search": len(space.judge.theirs),
+            "proof": proof.promise.samples,
+        },
+        "seconds": {step: round(seconds, 3) for step, seconds in space.seconds.items()},
+        "plain_seconds": round(space.judge.seconds, 4),
+        "plain_evaluations": round(_evaluations(space), 1),
+    }
+    return json.dumps(_finite(content), indent=1)
+
+
+def _evaluations(space: Workspace) -> float:
+    """Time of the search in runs of the original over all the data."""
+    share = (space.parts.data.count or len(space.judge.theirs)) / len(space.judge.theirs)
+    return sum(space.seconds.values()) / max(space.judge.seconds * share, 1e-9)
+
+
+def _units(space: Workspace, found: "Found", proof: Proof) -> list[dict[str, Any]]:
+    floats = proof.whole.floats
+    rows = []
+    for unit in space.units:
+        row: dict[str, Any] = {"name": unit.name, "op": unit.node.op_type}
+        if floats is not None:
+            row["precision"] = "fp32" if unit.name in floats else "int8"
+        if found.sensitivity is not None:
+            row["loss"] = float(found.sensitivity.loss[unit.index])
+            row["sqnr_db"] = float(found.sensitivity.sqnr[unit.index])
+            row["result_loss"] = float(found.sensitivity.written[unit.index])
+            row["estimated"] = not bool(found.sensitivity.carried[unit.index])
+            if found.sensitivity.drop is not None:
+                row["drop"] = float(found.sensitivity.drop[unit.index])
+        if found.costs is not None:
+            cost = found.costs.units[unit.index]
+            row |= {"float_ms": cost.plain, "int8_ms": cost.coded}
+        rows.append(row)
+    return rows
+
+
+def _verified(space: Workspace, found: "Found") -> list[dict[str, Any]]:
+    if found.refined is None:
+        return []
+    return [
+        {
+            "units_in_integers": point.coded,
+            "predicted_loss": point.choice.loss,
+            "predicted_ms": point.choice.time,
+            "floats": list(space.floats(point.choice)),
+            **asdict(point.verdict),
+        }
+        for point in found.refined.points
+    ]
+
+
+def _finite(content: Any) -> Any:
+    """Put texts in place of NaN and infinities, which JSON lacks."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not np.isfinite(content):
+        return str(content)
+    return content

@@ -1,0 +1,337 @@
+"""The story of a compile that keeps a promise: search, verify, prove, write."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from qgraph import onnx_io
+from qgraph.artifact import Artifact, check_output
+from qgraph.cache import open_cache
+from qgraph.compiler import Finished
+from qgraph.compiler import compile as compile_model
+from qgraph.data import DataSet, Feeds, open_data
+from qgraph.errors import AccuracyError, ModelError
+from qgraph.graph import Graph
+from qgraph.job import Job, output_folder, resolve
+from qgraph.kv_cache import cache_axes
+from qgraph.listener import Listener
+from qgraph.metrics import metric as find_metric
+from qgraph.metrics.metric import Metric
+from qgraph.preparation import job_context, original_file
+from qgraph.recipe import Recipe
+from qgraph.recognise import quantized_ops
+from qgraph.runtime import backend
+from qgraph.runtime.backend import EngineOptions
+from qgraph.search import pareto
+from qgraph.search.choice import Choice, choose
+from qgraph.search.costs import Costs, time_units
+from qgraph.search.goal import Goal, make_goal
+from qgraph.search.judge import Judge
+from qgraph.search.observed import Seen, observe, sweep_bytes
+from qgraph.search.parts import open_parts
+from qgraph.search.prepared import prepare
+from qgraph.search.problem import build_problem, read_forced
+from qgraph.search.proof import Proof, prove
+from qgraph.search.record import search_json
+from qgraph.search.refine import Refined, refine
+from qgraph.search.segments import write_segments
+from qgraph.search.sensitivity import Sensitivity, measure
+from qgraph.search.whole import Round, Whole, time_whole, with_memory
+from qgraph.search.workspace import Workspace
+
+# Engine in which the original answers and boundaries are computed.
+REFERENCE = "onnxruntime-cpu"
+# What loses so many times less than the best stands by for the proof.
+_SAFER = (2, 4, 8)
+# And what is predicted to take these shares of the time that is allowed.
+_FASTER = (0.9, 0.8)
+
+
+def compile_within(
+    model: Any,
+    *,
+    data: Any,
+    metric: str | Metric = "agreement",
+    max_drop: str | float | None = None,
+    optimize: str = "latency",
+    max_size: str | None = None,
+    max_latency: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    target: str = "cpu",
+    recipe: str | os.PathLike[str] | Recipe | None = None,
+    samples: int | None = None,
+    exclude: Sequence[str] = (),
+    force: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    points: int = 0,
+    pick: int | None = None,
+    listener: Listener | None = None,
+) -> Artifact:
+    """Compile to the fastest (or smallest) mix of precisions that keeps a promise.
+
+    Args:
+        model: A path, or anything that `qgraph.load` takes.
+        data: Labelled samples; see `qgraph.data.open_data`. A third calibrates, a third is
+            searched with, a third proves the promise.
+        metric: A name, `module:function` or a metric; `agreement` needs no labels.
+        max_drop: By how much the score may get worse: `0.5%`, or a number in the metric's unit.
+        optimize: `latency`, `size` or `memory`.
+        max_size: The most bytes of the model, such as `10MB`.
+        max_latency: The longest median latency, such as `4ms`.
+        output: The artifact's folder.
+        target: Name of a target.
+        recipe: Name, file or object.
+        samples: How many samples to use at most.
+        exclude: Globs of node names or operators that stay in float.
+        force: `PATTERN=int8` or `PATTERN=fp32`, what the search may not decide.
+        settings: `pass.option=value` lines.
+        points: How many points of the front between loss and aim to verify; 0 for none.
+        pick: Build this one of them, counted from 1, in place of the best; of those that an artifact
+            in `output` has of the same model, without searching again.
+        listener: Told how it goes.
+
+    Returns:
+        The artifact; its manifest has the promise.
+
+    Raises:
+        UsageError, ModelError, DataError, EngineError: What the names say.
+        AccuracyError: The promise can't be kept; the best that was found is kept as an artifact.
+    """
+    goal = make_goal(max_drop, optimize, max_size, max_latency)
+    job = resolve(target, "int8", recipe, exclude, settings, listener)
+    folder = Path(output) if output is not None else output_folder(model, None, job)
+    check_output(folder)
+    chosen = find_metric(metric) if isinstance(metric, str) else metric
+    with original_file(model) as original, tempfile.TemporaryDirectory(prefix="qgraph-") as scratch:
+        with backend(REFERENCE).open(original) as answering:
+            space = _open(original, job, goal, chosen.bind([original]), data, samples, answering,
+                          Path(scratch))  # fmt: skip
+            front = pareto.kept(folder, original) if pick is not None and not points else []
+            found = Found(space) if front else _search(space, force)
+            front = front or pareto.measure_front(space, found, max(points, pick or 0))
+            proof = _prove(space, found, front, pick, answering)
+        return _write(model, folder, space, found, front, proof, samples)
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def _open(
+    original: Path,
+    job: Job,
+    goal: Goal,
+    metric: Metric,
+    data: Any,
+    samples: int | None,
+    answering: Any,
+    folder: Path,
+) -> Workspace:
+    """Load, split the data, run the original on it, calibrate."""
+    job.listener.stage("loading")
+    graph = onnx_io.load(original)
+    if quantized_ops(graph):
+        raise ModelError("is already quantized", where=str(original), fix="give the float model")
+    images = job.recipe.images
+    parts = open_parts(data, graph, metric, images, samples, job.recipe.samples)
+    job.listener.stage("running the original")
+    judge = Judge(metric, parts.search, answering)
+    prepared = prepare(
+        graph, job, job_context(job, _calibration(graph, job, parts.calibration), None)
+    )
+    return Workspace(job, goal, metric, parts, prepared, folder, judge, open_cache())
+
+
+def _calibration(graph: Graph, job: Job, feeds: Sequence[Feeds]) -> DataSet:
+    """Return what an ordinary compile calibrates with, of the same samples."""
+    data = open_data(feeds, graph.signature(), caches=cache_axes(graph))
+    return data.split(job.recipe.verify.held_out)[0]
+
+
+class Found:
+    """What a search found out."""
+
+    def __init__(self, space: Workspace) -> None:
+        """Start with nothing."""
+        self.space = space
+        self.problem: Any = None
+        self.sensitivity: Sensitivity | None = None
+        self.costs: Costs | None = None
+        self.refined: Refined | None = None
+        self.first: Round | None = None
+
+
+def _search(space: Workspace, force: Sequence[str]) -> Found:
+    found = Found(space)
+    forced = read_forced(force, space.units)
+    others = space.others()
+    if not space.units:
+        return found
+    integer_graph, _ = space.prepared.mixed(())
+    onnx_io.save(integer_graph, space.folder / "int8.onnx")
+    integer = Whole("int8", "int8", space.folder / "int8.onnx", floats=())
+    with space.timing("timing whole models"):
+        found.first = first = time_whole(
+            space.job.target, [space.floating, integer, *others], space.sample
+        )
+    with space.timing("measuring sensitivity"):
+        seen, found.sensitivity = _sensitivity(space)
+    ours = first.of("int8")
+    floating = first.of("fp32")
+    if ours is None or floating is None:
+        return found
+    with space.timing("timing units"):
+        found.costs = time_units(
+            space.prepared.graph,
+            integer_graph,
+            space.units,
+            seen,
+            ours.engine,
+            store=space.store,
+            progress=_progress(space, "timing units"),
+        )
+    found.problem = build_problem(
+        space.units,
+        space.links,
+        found.sensitivity,
+        found.costs,
+        seen,
+        float_ms=floating.p50_ms,
+        integer_ms=ours.p50_ms,
+        float_bytes=floating.bytes,
+        forced=forced,
+    )
+    space.option_names = [[option.name for option in unit] for unit in found.problem.units]
+    with space.timing("choosing and verifying"):
+        found.refined = refine(
+            found.problem, space.goal, lambda choice: space.verdict(space.mix(choice), ours.engine)
+        )
+    return found
+
+
+def _sensitivity(space: Workspace) -> tuple[dict[str, Seen], Sensitivity]:
+    folder = space.folder / "segments"
+    folder.mkdir()
+    segments = write_segments(space.prepared, space.units, folder)
+    graph = space.prepared.graph
+    names = [value.name or "" for node in graph.nodes() for value in node.outputs]
+    seen = observe(space.folder / "fp32.onnx", names, space.sample)
+    sided = space.metric.sides != ("",)
+    found = measure(
+        folder,
+        space.parts.sensitivity,
+        metric=None if sided else space.metric,
+        together=space.parts.data.layout.free,
+        sample_bytes=sweep_bytes(segments, seen),
+        store=space.store,
+        progress=_progress(space, "measuring sensitivity"),
+    )
+    return seen, found
+
+
+def _progress(space: Workspace, what: str) -> Any:
+    return lambda done, total: space.job.listener.progress(what, done, total)
+
+
+def _prove(
+    space: Workspace, found: Found, front: "list[pareto.Row]", pick: int | None, answering: Any
+) -> Proof:
+    """Time what keeps the promise, and prove the best on samples that nothing was chosen by."""
+    if pick is not None:
+        row = pareto.pick(front, pick)
+        mixes = [space.build(tuple(row["floats"]), float(row["predicted_loss"]))]
+    elif found.refined is not None:
+        mixes = [space.mix(choice) for choice in _worth_proving(space, found)]
+        mixes += _in_half(space, found, mixes)
+    else:
+        mixes = []
+    with space.timing("timing what keeps the promise"):
+        models = list(
+            {each.name: each for each in [*mixes, space.floating, *space.others()]}.values()
+        )
+        last = time_whole(space.job.target, models, space.sample)
+        if space.goal.optimize == "memory":
+            last = with_memory(last, space.sample)
+    with space.timing("proving"):
+        judge = Judge(space.metric, space.parts.proof, answering)
+        return prove(
+            space, last, judge, only=mixes[0].name if pick is not None else None, first=found.first
+        )
+
+
+def _worth_proving(space: Workspace, found: Found) -> list[Choice]:
+    """The best choice, and what stands by: such as lose less, or are predicted to be faster."""
+    refined, goal = found.refined, space.goal
+    assert refined is not None
+    best = refined.best or refined.nearest
+    if best is None:
+        return []
+    size = inf if goal.max_bytes is None else goal.max_bytes
+    time = inf if goal.max_ms is None else goal.max_ms
+    choices: list[Choice | None] = [best.choice]
+    for divisor in _SAFER:
+        bound = best.choice.loss / divisor
+        choices.append(
+            choose(found.problem, goal.optimize, max_loss=bound, max_time=time, max_bytes=size)
+        )
+    for share in _FASTER if goal.max_ms is not None else ():
+        choices.append(choose(found.problem, "loss", max_time=share * time, max_bytes=size))
+    return list({choice.options: choice for choice in choices if choice is not None}.values())
+
+
+def _in_half(space: Workspace, found: Found, mixes: Sequence[Whole]) -> list[Whole]:
+    """The same mixes with their float parts in bf16, where an engine computes in that."""
+    if found.first is None or found.first.of("bf16") is None:
+        return []
+    options = EngineOptions(float_precision="bf16")
+    return [
+        replace(mix, name=f"{mix.name}, rest in bf16", options=options)
+        for mix in mixes
+        if mix.floats
+    ]
+
+
+def _write(
+    model: Any,
+    folder: Path,
+    space: Workspace,
+    found: Found,
+    front: "list[pareto.Row]",
+    proof: Proof,
+    samples: int | None,
+) -> Artifact:
+    whole, promise = proof.whole, proof.promise
+    files = {"search.json": search_json(space, found, front, proof)}
+    if front:
+        files["pareto.csv"] = pareto.table_csv(front)
+    graph, stages = space.prepared.mixed(whole.floats) if whole.floats is not None else (None, [])
+    finished = Finished(
+        promise=promise,
+        graph=graph,
+        stages=stages,
+        selection=proof.round.selection(whole.name),
+        files=files,
+        data=space.parts.data.describe(),
+    )
+    recipe = space.job.recipe
+    verify = recipe.verify.model_copy(update={"min_sqnr_db": None, "min_cosine": None})
+    artifact = compile_model(
+        model,
+        output=folder,
+        target=space.job.target.name,
+        precision=whole.precision,
+        recipe=recipe.model_copy(update={"verify": verify, "exclude": space.job.exclude}),
+        data=space.parts.calibration,
+        listener=space.job.listener,
+        finished=finished,
+    )
+    if not promise.holds:
+        raise AccuracyError(
+            "; ".join(promise.broken),
+            where=str(folder),
+            fix="the best that was found is kept there, marked; allow more loss, time or bytes",
+        )
+    return artifact

@@ -1,0 +1,182 @@
+"""Whole models in every engine of the target: timed in turn, ours and the float ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from qgraph.engine_choice import Selection
+from qgraph.errors import EngineError
+from qgraph.manifest import Timing
+from qgraph.runtime import backend
+from qgraph.runtime.backend import EngineOptions
+from qgraph.runtime.choose import Candidate, Measured, fastest
+from qgraph.runtime.memory import peak_memory
+from qgraph.search.costs import Engine
+from qgraph.target import Target
+
+# Time for all runs of one round of measurements.
+BUDGET_S = 3.0
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole model that can be built.
+
+    Attributes:
+        name: What to call it; `fp32` is the float model.
+        precision: The precision to compile it with.
+        model: Its file.
+        options: The engine's options.
+        floats: Nodes left in float, where it is a mix; None for others.
+        loss: What is predicted of its loss; 0 where nothing is.
+    """
+
+    name: str
+    precision: str
+    model: Path
+    options: EngineOptions = field(default_factory=EngineOptions)
+    floats: tuple[str, ...] | None = None
+    loss: float = 0.0
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing of it is in integers."""
+        return self.precision in ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A whole model in its fastest engine.
+
+    Attributes:
+        whole: The model.
+        engine: The engine.
+        p50_ms: Median latency, milliseconds.
+        p90_ms: What nine runs of ten stay below.
+        relative: Time relative to the fastest of the round: of what one run in ten stays below,
+            which other work on the machine disturbs least.
+        bytes: Size of its file.
+        memory: What opening and running it adds to a process, bytes; 0 where that was not measured.
+    """
+
+    whole: Whole
+    engine: Engine
+    p50_ms: float
+    p90_ms: float
+    relative: float
+    bytes: int
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of measurements.
+
+    Attributes:
+        timed: Each model in its fastest engine, fastest first.
+        measured: Every model in every engine.
+    """
+
+    timed: tuple[Timed, ...]
+    measured: tuple[Measured, ...]
+
+    def of(self, name: str) -> Timed | None:
+        """Return the model of that name, None where no engine runs it."""
+        return next((each for each in self.timed if each.whole.name == name), None)
+
+    def selection(self, name: str) -> Selection:
+        """Return what a compile has to know of the engine of one model."""
+        found = self.of(name)
+        assert found is not None
+        floats = [each.relative for each in self.timed if each.whole.is_float]
+        return Selection(
+            found.engine.backend,
+            asdict(found.engine.options),
+            [_timing(each, found.whole) for each in self.measured],
+            found.relative / min(floats) if floats else None,
+        )
+
+
+def time_whole(
+    target: Target,
+    models: Sequence[Whole],
+    feeds: Mapping[str, Any],
+    budget_s: float | None = None,
+    engine: str | None = None,
+) -> Round:
+    """Time models in all engines of the target, in turn in one run.
+
+    Args:
+        target: Whose engines.
+        models: The models; names are distinct.
+        feeds: One sample.
+        budget_s: Seconds for all runs.
+        engine: The only engine to time them in.
+
+    Raises:
+        EngineError: No engine of the target runs here, or none runs the float model.
+    """
+    reasons = [(name, backend(name).unavailable()) for name in target.engines]
+    usable = [name for name, reason in reasons if reason is None and engine in (None, name)]
+    if not usable:
+        why = "; ".join(reason for _, reason in reasons if reason) or target.no_engine
+        raise EngineError(
+            f"no engine of {target.name} runs here, so nothing can be measured: {why}",
+            fix="search where the engine runs, or compile without --max-drop",
+        )
+    by_label = {f"{name} {model.name}": (name, model) for model in models for name in usable}
+    candidates = [
+        Candidate(name, model.model, model.options, label=label)
+        for label, (name, model) in by_label.items()
+    ]
+    measured = fastest(candidates, feeds, budget_s=budget_s or BUDGET_S)
+    results = [(each, each.result) for each in measured if each.result is not None]
+    results.sort(key=lambda pair: pair[1].p10_ms)
+    timed: dict[str, Timed] = {}
+    for each, result in results:
+        name, model = by_label[str(each.candidate)]
+        if model.name not in timed:
+            timed[model.name] = Timed(
+                model,
+                Engine(name, model.options),
+                result.p50_ms,
+                result.p90_ms,
+                result.p10_ms / results[0][1].p10_ms,
+                model.model.stat().st_size,
+            )
+    if not timed:
+        raise EngineError("; ".join(f"{each.candidate}: {each.reason}" for each in measured))
+    return Round(tuple(timed.values()), tuple(measured))
+
+
+def with_memory(found: Round, feeds: Mapping[str, Any]) -> Round:
+    """Measure each model's peak memory, in a process of its own."""
+    timed = [
+        replace(
+            each,
+            memory=peak_memory(
+                each.whole.model, backend(each.engine.backend), feeds, each.engine.options
+            ).model_bytes,
+        )
+        for each in found.timed
+    ]
+    return replace(found, timed=tuple(timed))
+
+
+def _timing(measured: Measured, chosen: Whole) -> Timing:
+    """The manifest's line; the chosen model and the float one are called as in other compiles."""
+    candidate, result = measured.candidate, measured.result
+    label = str(candidate)
+    if (candidate.model, candidate.options) == (chosen.model, chosen.options):
+        label = f"{candidate.backend} {chosen.precision}"
+    elif label == f"{candidate.backend} fp32":
+        label = f"{label} (before)"
+    if result is None:
+        return Timing(candidate=label, reason=measured.reason)
+    return Timing(
+        candidate=label,
+        p50_ms=result.p50_ms,
+        p90_ms=result.p90_ms,
+        relative_time=result.relative_time,
+    )

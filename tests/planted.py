@@ -1,0 +1,42 @@
+"""Networks with a failure planted in them."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+CNN = Path(__file__).resolve().parents[1] / "models" / "digits" / "digits_cnn.onnx"
+
+
+def ruined(folder: Path) -> tuple[Path, str]:
+    """A classifier of digits of which one layer can't be rounded, and the layer's name.
+
+    A middle convolution gets an output channel whose only large weight meets an input that a
+    second, exact one takes out again: the sum of all is what it was, but a channel's scale is now
+    a thousand times as coarse.
+    """
+    model = onnx.load(CNN)
+    name = "/features/features.3/features.3.0/Conv"
+    node = next(node for node in model.graph.node if node.name == name)
+    weights = {w.name: w for w in model.graph.initializer}
+    weight = numpy_helper.to_array(weights[node.input[1]]).copy()
+    # Every row gets one huge tap that reads a padded corner of the image: it is always 0.
+    weight = np.pad(weight, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    weight[:, -1] = 200.0
+    weights[node.input[1]].CopyFrom(numpy_helper.from_array(weight, node.input[1]))
+    zero = helper.make_node("Sub", ["lane", "lane"], ["zeros"], name="zeros")
+    slices = [np.array(x, np.int64) for x in ([0], [1], [1])]
+    names = ["starts", "ends", "axes"]
+    for label, array in zip(names, slices, strict=True):
+        model.graph.initializer.append(numpy_helper.from_array(array, label))
+    take = helper.make_node("Slice", [node.input[0], *names], ["lane"], name="lane")
+    join = helper.make_node("Concat", [node.input[0], "zeros"], ["wider"], name="wider", axis=1)
+    node.input[0] = "wider"
+    place = list(model.graph.node).index(node)
+    for new in (join, zero, take):
+        model.graph.node.insert(place, new)
+    onnx.checker.check_model(model)
+    path = folder / "ruined.onnx"
+    onnx.save(model, path)
+    return path, name

@@ -1,0 +1,121 @@
+"""Whether a drop is too much, by the numbers alone, and how a choice is corrected."""
+
+import numpy as np
+import pytest
+
+from qgraph.errors import UsageError
+from qgraph.metrics import metric
+from qgraph.search.choice import Option, Problem
+from qgraph.search.goal import Goal, make_goal, read_bytes, read_drop, read_milliseconds
+from qgraph.search.judge import Verdict, judged
+from qgraph.search.refine import front, refine
+
+TOP1, CER = metric("top1"), metric("cer")
+
+
+def right(count, wrong):
+    rows = np.ones((count, 2))
+    rows[list(wrong), 0] = 0
+    return rows
+
+
+def test_a_drop_is_positive_where_the_model_is_worse():
+    found = judged(TOP1, right(2000, range(20)), right(2000, range(10)), 0.005)
+    assert found.drop == pytest.approx(0.005) and found.holds(0.005) and not found.holds(0.004)
+    assert found.low < found.drop < found.high and not found.few
+    edits = np.stack([np.full(400, 0.2), np.full(400, 10.0)], axis=1)
+    found = judged(CER, edits * [2, 1], edits, 0.01)
+    assert found.drop == pytest.approx(0.02) and not found.holds(0.01)
+
+
+def test_few_samples_are_judged_by_the_upper_bound():
+    # One lost, one won: no drop was seen, but 100 samples can't show that there is none.
+    ours, theirs = right(100, [3]), right(100, [7])
+    found = judged(TOP1, ours, theirs, 0.005)
+    assert found.drop == 0 and found.few and found.high > 0.005 and not found.holds(0.005)
+    assert found.bound == found.high
+    # Of many samples the same share counts as seen.
+    found = judged(TOP1, right(4000, range(40)), right(4000, range(40, 80)), 0.005)
+    assert found.drop == 0 and not found.few and found.holds(0.005)
+
+
+def test_no_error_in_few_samples_is_no_certainty():
+    found = judged(TOP1, right(100, []), right(100, []), 0.005)
+    assert found.few and found.holds(0.005)
+    assert not judged(TOP1, right(100, []), right(100, []), 0.05).few
+
+
+@pytest.mark.parametrize(
+    ("text", "drop"), [("0.5%", 0.005), ("0.005", 0.005), (0.25, 0.25), ("0", 0), (" 3 % ", 0.03)]
+)
+def test_drops(text, drop):
+    assert read_drop(text) == pytest.approx(drop)
+
+
+def test_sizes_and_times():
+    assert read_bytes("10MB") == 10**7 and read_bytes("1.5 MiB") == 3 << 19
+    assert read_milliseconds("4ms") == 4 and read_milliseconds("0.5s") == 500
+    for wrong in ("-1%", "nan", "x", "inf"):
+        with pytest.raises(UsageError, match="is no loss"):
+            read_drop(wrong)
+    with pytest.raises(UsageError, match="4ms"):
+        read_milliseconds("4 moons")
+    assert make_goal(None, "size", None, "4ms") == Goal(None, "size", None, 4.0)
+
+
+# -- the loop --------------------------------------------------------------------------------------
+
+
+def problem(losses, gain=1.0):
+    units = [[Option("fp32", False, 0, 2), Option("int8", True, x, 2 - gain)] for x in losses]
+    return Problem(units)
+
+
+def verify_with(law, calls):
+    """A model whose drop follows its loss by a law that the search does not know."""
+
+    def verify(choice):
+        calls.append(choice)
+        drop = law(choice.loss)
+        return Verdict(1 - drop, 1, drop, drop, drop, 1000)
+
+    return verify
+
+
+@pytest.mark.parametrize("law", [lambda x: x, lambda x: 0.01 * x, np.sqrt, lambda x: x**2 / 50])
+def test_the_bound_is_found_whatever_the_loss_costs(law):
+    losses = np.geomspace(1e-4, 1, 40)
+    calls = []
+    goal = Goal(0.02)
+    found = refine(problem(losses), goal, verify_with(law, calls))
+    best = found.best
+    assert best.verdict.holds(0.02) and len(calls) <= 8
+    # No choice with twice the loss would have kept the promise, or everything is chosen.
+    assert law(best.choice.loss * 2.5) > 0.02 or best.coded == 40
+
+
+def test_one_ruinous_unit_alone_stays_in_float():
+    losses = [1e-4] * 10 + [5.0] + [1e-4] * 10
+    found = refine(problem(losses), Goal(0.005), verify_with(lambda x: x, []))
+    assert [i for i, option in enumerate(found.best.choice.options) if not option] == [10]
+
+
+def test_impossible_bounds_give_the_nearest():
+    goal = Goal(0.001, "latency", max_ms=30.0)  # half of the units at least
+    found = refine(problem([0.1] * 20), goal, verify_with(lambda x: x, []))
+    assert found.best is None and found.nearest.coded == 10
+    assert found.nearest.verdict.drop == pytest.approx(1.0)
+
+
+def test_without_a_drop_the_loss_is_made_small():
+    found = refine(problem([1, 2, 3, 4]), Goal(None, max_ms=6.0), verify_with(lambda x: x, []))
+    assert found.best.choice.options == (1, 1, 0, 0)
+
+
+def test_fronts_have_as_many_points_as_are_wanted():
+    losses = np.geomspace(1e-4, 1, 30)
+    points = front(problem(losses), Goal(0.01), 10)
+    assert len(points) == 10
+    assert points[0].loss == 0 and points[-1].options == (1,) * 30
+    times = [point.time for point in points]
+    assert times == sorted(times, reverse=True)
