@@ -11,6 +11,7 @@ from qgraph.errors import DataError, UsageError, unknown_name
 from qgraph.facts import Plan
 from qgraph.graph import Graph
 from qgraph.passes.calibrate_auto import Ranges, asked, choose_ranges, resumed_line
+from qgraph.passes.calibrate_shards import observe_shards
 from qgraph.passes.calibration_cache import (
     calibration_key,
     data_key,
@@ -167,9 +168,14 @@ class Calibrate(Pass):
             name: build(kind, options | {"spec": spec}) for name, spec in specs.items()
         }
 
+        if context.tasks is not None:
+            timing = observe_shards(graph, watchers, kind, options, specs, context, memory)
+            report.details.append(timing.line())
+            return {name: asked(name, watcher.range) for name, watcher in watchers.items()}
+
         def look(part: Iterable[Mapping[str, Any]], start: int, progress: Progress) -> Timing:
             if kind.extremes_only:
-                return _reduced(graph, watchers, part, progress)
+                return _reduced(graph, watchers, part, start, progress)
             return watch(
                 graph,
                 list(watchers),
@@ -177,6 +183,7 @@ class Calibrate(Pass):
                 lambda _, name, value: watchers[name].observe(value),
                 memory=memory,
                 progress=progress,
+                first=start,
             )
 
         timing, resumed = look_through(context.data, look, watchers, checkpoints, context)
@@ -188,12 +195,13 @@ def _reduced(
     graph: Graph,
     watchers: Mapping[str, Observer],
     data: Iterable[Mapping[str, Any]],
+    first: int,
     progress: Progress,
 ) -> Timing:
     """Show each sample's extremes to the observers."""
     total = sample_count(data)
     timing = Timing()
-    for sample in extremes(graph, list(watchers), data, timing=timing):
+    for sample in extremes(graph, list(watchers), data, first=first, timing=timing):
         for name, found in sample.items():
             watchers[name].observe(found)
         progress("calibrating", timing.samples, total)

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
@@ -45,7 +44,7 @@ class Processes(Executor):
             retries: How often a task is tried again after its worker died.
         """
         self.workers, self._retries = workers, retries
-        self._ahead = AHEAD * workers
+        self._ahead, self.beside = AHEAD * workers, workers
         cores = max(1, available_cores() // workers)
         self._all = [_Worker(cores) for _ in range(workers)]
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
@@ -59,7 +58,9 @@ class Processes(Executor):
             worker.allow()
         finished = False
         try:
-            yield from in_order(tasks, partial(pool.submit, self._call), self._ahead, progress)
+            yield from in_order(
+                tasks, lambda task: pool.submit(self._call, task), self._ahead, progress
+            )
             finished = True
         finally:
             if not finished:  # an error, Ctrl-C, or nobody wants the rest

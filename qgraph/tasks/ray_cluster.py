@@ -71,6 +71,7 @@ class RayCluster(Executor):
         self._address, self._given, self._retries = address, workers, retries
         self._connected = False
         self.workers = workers or available_cores()
+        self.beside = self.workers if address == LOCAL else 1
 
     def stream(self, tasks: Iterable[Task], progress: Progress = silent) -> Iterator[Any]:
         """Give the tasks' results in the order of the tasks."""

@@ -78,9 +78,11 @@ class Executor(ABC):
 
     Attributes:
         workers: How many tasks run at a time.
+        beside: How many of them share one machine's memory, as far as that is known.
     """
 
     workers: int = 1
+    beside: int = 1
 
     @abstractmethod
     def stream(self, tasks: Iterable[Task], progress: Progress = silent) -> Iterator[Any]:
