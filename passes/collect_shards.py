@@ -82,7 +82,8 @@ def shards(data: Iterable[Feeds], size: int, most: int | None = None) -> Iterato
 
 def shard_size(data: Iterable[Any], workers: int) -> int:
     """Samples in a shard, where results do not depend on it."""
-    total = sample_count(data)
+    # Not `expected`, which may be no more than a limit.
+    total = data.count if isinstance(data, DataSet) else sample_count(data)
     return _UNKNOWN if total is None else max(_LEAST, -(-total // (_EACH * workers)))
 
 
@@ -121,16 +122,19 @@ def run_shards(
     if total is not None and most is not None:
         total = min(total, most)
 
+    ends: list[int] = []
+
+    def task(model: SharedFolder, shard: Shard) -> Task:
+        ends.append(shard.first + shard.count)
+        return Task.of(_key(label, shard), function, model=model, shard=shard, **arguments)
+
     def progress(done: int, _: int | None) -> None:
-        context.progress(label, done * size if total is None else min(done * size, total), total)
+        context.progress(label, ends[done - 1], total)
 
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         onnx_io.save(graph, Path(folder) / _MODEL)
         model = executor.share(Path(folder))
-        tasks = (
-            Task.of(_key(label, shard), function, model=model, shard=shard, **arguments)
-            for shard in shards(data, size, most)
-        )
+        tasks = (task(model, shard) for shard in shards(data, size, most))
         yield from executor.stream(tasks, progress)
 
 

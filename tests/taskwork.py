@@ -78,3 +78,12 @@ def surroundings():
     from qgraph.runtime.backend import available_cores
 
     return available_cores(), os.environ.get("OMP_NUM_THREADS"), sys.path
+
+
+def dying_states(**arguments):
+    """Calibrate a shard, but for the first time one behind the first kills its worker."""
+    from qgraph.passes.calibrate_shards import shard_states
+
+    if arguments["shard"].first > 0:
+        die_once(None, os.environ["MARKER"])
+    return shard_states(**arguments)

@@ -23,11 +23,13 @@ from qgraph.commands.options import (
     Json,
     Memory,
     Quiet,
+    Ray,
     RecipeName,
     Samples,
     Settings,
     Symmetric,
     Verbose,
+    Workers,
     complete_pass,
     complete_precision,
     complete_target,
@@ -92,6 +94,8 @@ def command(
     exclude: Exclude = None,
     settings: Settings = None,
     memory: Memory = None,
+    workers: Workers = None,
+    ray: Ray = None,
     encodings: EncodingsFile = None,
     io: Annotated[
         str | None,
@@ -189,6 +193,8 @@ def command(
                 io=io,
                 io_outputs=io_outputs,
                 hooks=hooks,
+                workers=workers,
+                ray=ray,
                 listener=listener,
             )
             if stop_after is not None:
