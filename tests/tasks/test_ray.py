@@ -3,16 +3,26 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import taskwork
 
+from qgraph import flow, onnx_io
+from qgraph.context import Context
+from qgraph.data import open_data
 from qgraph.errors import DataError, EngineError, UsageError
+from qgraph.passes import calibrate_shards
+from qgraph.passes.calibrate import Calibrate
+from qgraph.passes.plan import PlanQuantization
+from qgraph.pipeline import Pipeline
+from qgraph.target import target
 from qgraph.tasks import Task, open_executor
 
 try:
     import ray
 except ImportError:
     ray = None
+DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits"
 needs_ray = pytest.mark.skipif(ray is None, reason="ray is not installed")
 
 
@@ -22,6 +32,7 @@ def cluster(tmp_path_factory):
         # A token of this cluster alone, not the user's.
         token = tmp_path_factory.mktemp("ray") / "token"
         token.write_text("0" * 64)
+        patch.setenv("MARKER", str(tmp_path_factory.mktemp("marker") / "died"))
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         here = str(Path(__file__).resolve().parent.parent)
         patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
@@ -51,8 +62,9 @@ def test_a_worker_killed_in_the_middle_is_replaced(cluster, tmp_path):
 
 
 @needs_ray
-def test_a_task_that_workers_keep_dying_over_is_named(cluster):
-    with pytest.raises(EngineError, match="shard 7: WorkerCrashedError after 3 attempts"):
+def test_a_task_that_workers_keep_dying_over_is_named(cluster, monkeypatch):
+    monkeypatch.setattr(cluster, "_retries", 1)
+    with pytest.raises(EngineError, match="shard 7: WorkerCrashedError after 2 attempts"):
         cluster.run([Task.of("shard 7", taskwork.die)])
 
 
@@ -72,6 +84,30 @@ def test_a_shared_folder_and_its_processor(cluster, tmp_path):
     assert cluster.run(tasks) == [b"abc"] * 3
     cores, threads, _ = cluster.run([Task.of("look", taskwork.surroundings)])[0]
     assert (cores, threads) == (1, "1")
+
+
+def calibrate(data, observer, tasks):
+    graph = onnx_io.load(DIGITS / "digits_cnn.onnx")
+    Pipeline(flow.exact_passes({})).run(graph, Context(target=target("cpu")))
+    context = Context(target=target("cpu"), tasks=tasks)
+    context.data = open_data(data, graph.signature())
+    passes = [PlanQuantization(), Calibrate(observer=observer)]
+    Pipeline(passes, given=graph.facts.present()).run(graph, context)
+    return graph.facts.ranges
+
+
+@needs_ray
+def test_a_calibration_with_a_worker_killed_in_the_middle(cluster, tmp_path, monkeypatch):
+    data = tmp_path / "digits.npz"
+    with np.load(DIGITS / "digits.npz") as archive:
+        np.savez(data, image=archive["calibration_x"][:40, None].astype(np.float32) / 16)
+    alone = calibrate(data, "mse", None)
+    monkeypatch.setattr(calibrate_shards, "shard_states", taskwork.dying_states)
+    assert calibrate(data, "mse", cluster) == alone
+    assert Path(os.environ["MARKER"]).exists()
+    with np.load(data) as archive:
+        arrays = dict(archive)
+    assert calibrate(arrays, "mean-minmax", cluster) == calibrate(arrays, "mean-minmax", None)
 
 
 @needs_ray
