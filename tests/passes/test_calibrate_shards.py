@@ -11,6 +11,7 @@ from qgraph.errors import DataError
 from qgraph.passes import calibrate_shards, collect_gram, collect_shards
 from qgraph.passes.adaround import _wanted
 from qgraph.passes.calibrate import Calibrate
+from qgraph.passes.collect_channels import channel_statistics
 from qgraph.passes.observers import observers
 from qgraph.passes.plan import PlanQuantization
 from qgraph.pipeline import Pipeline
@@ -154,3 +155,20 @@ def test_grams_are_the_same_to_the_bit(samples, file, images, two):
             for first, second in zip(alone, grams(data, tasks, samples), strict=True):
                 assert first.rows == second.rows
                 assert first.matrix(centred=True).tobytes() == second.matrix(centred=True).tobytes()
+
+
+def test_channel_statistics_are_the_same_sample_by_sample(file, images, two, small_shards):
+    graph = prepared()
+    axes = {node.outputs[0].name or "": 1 for node in graph.nodes("Conv")}
+
+    def found(data, tasks):
+        context = Context(data=open_data(data, graph.signature()), tasks=tasks)
+        return list(channel_statistics(graph, axes, ("min", "max", "mean"), context, "looking"))
+
+    alone = found(file, None)
+    assert len(alone) == 45 and all(set(sample) == set(axes) for sample in alone)
+    for again in (found(file, two), found(images, InProcess())):
+        for first, second in zip(alone, again, strict=True):
+            assert {k: v.tobytes() for k, v in first.items()} == {
+                k: v.tobytes() for k, v in second.items()
+            }
