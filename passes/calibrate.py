@@ -99,6 +99,12 @@ class Calibrate(Pass):
             raise missing_data(context.encodings, missing)
         specs = {name: plan.activations[name].spec for name in missing}
         found = self._ranges(graph, specs, context, report) if specs else {}
+        kinds = sorted(getattr(context.tasks, "processors", ()))
+        if len(kinds) > 1:
+            report.warnings.append(
+                f"samples ran on {len(kinds)} kinds of processors ({', '.join(kinds)}): ranges may "
+                "differ from one machine's in the last bits"
+            )
         graph.facts.ranges = {**found, **given.ranges}
         graph.facts.encodings = encode(plan, found, given.encodings)
         report.details += [

@@ -1,6 +1,8 @@
 """Tasks on a Ray cluster."""
 
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -70,6 +72,7 @@ class RayCluster(Executor):
         self._ray = load_ray()
         self._address, self._given, self._retries = address, workers, retries
         self._connected = False
+        self.processors: set[str] = set()
         self.workers = workers or available_cores()
         self.beside = self.workers if address == LOCAL else 1
 
@@ -132,7 +135,8 @@ class RayCluster(Executor):
     def _settle(self, future: Future[Any], task: Task, answered: Future[Any]) -> None:
         """Turn what Ray says of a task into its result or one line."""
         try:
-            error, result = answered.result()
+            error, result, processor = answered.result()
+            self.processors.add(processor)
         except Exception as failure:  # noqa: BLE001 - the worker died, or Ray itself failed
             first = (str(failure).strip().splitlines() or [""])[0]
             error = EngineError(
@@ -165,14 +169,18 @@ class StoredFolder:
             yield Path(folder)
 
 
-def _call(task: Task, versions: dict[str, str]) -> tuple[Exception | None, Any]:
-    """Run a task on a worker of the cluster; what it raises is a result, too: no retry helps."""
+def _call(task: Task, versions: dict[str, str]) -> tuple[Exception | None, Any, str]:
+    """Run a task on a worker of the cluster; what it raises is a result, too: no retry helps.
+
+    Returns:
+        The error, or None; the result; the worker's processor.
+    """
     os.environ[CORES] = "1"
     try:
         _check(versions)
-        return None, task.call()
+        return None, task.call(), _processor()
     except Exception as error:  # noqa: BLE001 - raised again where the task came from
-        return portable(error, task.key), None
+        return portable(error, task.key), None, _processor()
 
 
 def _check(versions: dict[str, str]) -> None:
@@ -184,8 +192,6 @@ def _check(versions: dict[str, str]) -> None:
         if here.get(name) != versions.get(name)
     ]
     if others:
-        import platform
-
         raise QGraphError(
             f"has {', '.join(others)}",
             where=f"Ray worker on {platform.node()}",
@@ -202,3 +208,12 @@ def _versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+@cache
+def _processor() -> str:
+    with suppress(OSError):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -79,10 +79,13 @@ class Executor(ABC):
     Attributes:
         workers: How many tasks run at a time.
         beside: How many of them share one machine's memory, as far as that is known.
+        processors: Kinds of processors that tasks ran on, as far as that is known: another kind may
+            compute other last bits.
     """
 
     workers: int = 1
     beside: int = 1
+    processors: Collection[str] = ()
 
     @abstractmethod
     def stream(self, tasks: Iterable[Task], progress: Progress = silent) -> Iterator[Any]:

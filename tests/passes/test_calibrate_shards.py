@@ -76,7 +76,8 @@ def generated(images):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_observer_is_the_same_to_the_bit(method, file, images, small_shards):
-    for data in (file, images, generated(images)):
+    kinds = (file, images, generated(images)) if method == "mse" else (file, images)
+    for data in kinds:
         alone, chosen, _ = calibrate(data, None, observer=method)
         found, lines, told = calibrate(data, InProcess(), observer=method)
         assert found == alone and lines == chosen
@@ -127,6 +128,18 @@ def test_the_first_bad_sample_is_named_by_its_number(images, two, small_shards):
                 calibrate(bad, tasks, observer=method)
             messages.add(str(caught.value))
         assert len(messages) == 1
+
+
+def test_processors_of_several_kinds_are_warned_of(file):
+    graph = prepared()
+    tasks = InProcess()
+    tasks.processors = {"one", "another"}
+    context = Context(target=target("cpu"), data=open_data(file, graph.signature()), tasks=tasks)
+    stages = Pipeline([PlanQuantization(), Calibrate()], given=graph.facts.present()).run(
+        graph, context
+    )
+    (line,) = stages[-1].report.warnings
+    assert "2 kinds of processors (another, one)" in line
 
 
 # -- Gram matrices -----------------------------------------------------------------------------
