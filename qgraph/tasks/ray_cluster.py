@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -30,6 +31,8 @@ from qgraph.tasks.task import (
 from qgraph.tasks.worker import portable
 from qgraph.text import one_line
 
+# How long a cluster may take to take a connection.
+KNOCK_S = 10.0
 # Packages that decide what a model computes: another version gives other results.
 _SAME = ("numpy", "onnxruntime", "onnxruntime-gpu")
 
@@ -116,6 +119,7 @@ class RayCluster(Executor):
             local = {"num_cpus": self.workers} if self._address == LOCAL else {}
             options = {"include_dashboard": False} if local else {}
             try:
+                _knock(self._address)
                 ray.init(
                     self._address,
                     log_to_driver=False,
@@ -167,6 +171,17 @@ class StoredFolder:
             for name, content in load_ray().get(self.reference).items():
                 (Path(folder) / name).write_bytes(content)
             yield Path(folder)
+
+
+def _knock(address: str) -> None:
+    """Try to reach the port of an address that names one: Ray itself tries for minutes.
+
+    Raises:
+        OSError: Nobody answers.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), KNOCK_S).close()
 
 
 def _call(task: Task, versions: dict[str, str]) -> tuple[Exception | None, Any, str]:

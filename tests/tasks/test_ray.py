@@ -1,6 +1,7 @@
 """Tasks on a real cluster of several processes, started here."""
 
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -122,9 +123,12 @@ def test_other_versions_are_refused(cluster, monkeypatch):
 @needs_ray
 def test_a_cluster_that_is_not_there_is_named():
     # Without a driver of its own this process would be asked to use the running cluster.
-    with open_executor(ray="ray://127.0.0.1:1") as absent:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with open_executor(ray=f"127.0.0.1:{port}") as absent:
         absent._ray = type("Unconnected", (), {**vars(ray), "is_initialized": staticmethod(bool)})
-        with pytest.raises(EngineError, match="Ray at ray://127.0.0.1:1: can't be reached"):
+        with pytest.raises(EngineError, match="Ray at 127.0.0.1:.*: can't be reached .*refused"):
             absent.run([Task.of("square", taskwork.square, x=2)])
 
 
