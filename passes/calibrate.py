@@ -11,6 +11,7 @@ from qgraph.errors import DataError, UsageError, unknown_name
 from qgraph.facts import Plan
 from qgraph.graph import Graph
 from qgraph.passes.calibrate_auto import Ranges, asked, choose_ranges, resumed_line
+from qgraph.passes.calibrate_shards import observe_shards
 from qgraph.passes.calibration_cache import (
     calibration_key,
     data_key,
@@ -108,6 +109,12 @@ class Calibrate(Pass):
             raise missing_data(context.encodings, missing)
         specs = {name: plan.activations[name].spec for name in missing}
         found = self._ranges(graph, specs, context, report) if specs else {}
+        kinds = sorted(getattr(context.tasks, "processors", ()))
+        if len(kinds) > 1:
+            report.warnings.append(
+                f"samples ran on {len(kinds)} kinds of processors ({', '.join(kinds)}): ranges may "
+                "differ from one machine's in the last bits"
+            )
         graph.facts.ranges = {**found, **given.ranges}
         graph.facts.encodings = encode(plan, found, given.encodings)
         report.details += [
@@ -177,9 +184,14 @@ class Calibrate(Pass):
             name: build(kind, options | {"spec": spec}) for name, spec in specs.items()
         }
 
+        if context.tasks is not None:
+            timing = observe_shards(graph, watchers, kind, options, specs, context, memory)
+            report.details.append(timing.line())
+            return {name: asked(name, watcher.range) for name, watcher in watchers.items()}
+
         def look(part: Iterable[Mapping[str, Any]], start: int, progress: Progress) -> Timing:
             if kind.extremes_only:
-                return _reduced(graph, watchers, part, progress)
+                return _reduced(graph, watchers, part, start, progress)
             return watch(
                 graph,
                 list(watchers),
@@ -187,6 +199,7 @@ class Calibrate(Pass):
                 lambda _, name, value: watchers[name].observe(value),
                 memory=memory,
                 progress=progress,
+                first=start,
             )
 
         timing, resumed = look_through(context.data, look, watchers, checkpoints, context)
@@ -198,12 +211,13 @@ def _reduced(
     graph: Graph,
     watchers: Mapping[str, Observer],
     data: Iterable[Mapping[str, Any]],
+    first: int,
     progress: Progress,
 ) -> Timing:
     """Show each sample's extremes to the observers."""
     total = sample_count(data)
     timing = Timing()
-    for sample in extremes(graph, list(watchers), data, timing=timing):
+    for sample in extremes(graph, list(watchers), data, first=first, timing=timing):
         for name, found in sample.items():
             watchers[name].observe(found)
         progress("calibrating", timing.samples, total)

@@ -10,9 +10,10 @@ from qgraph.context import Context
 from qgraph.encoding import Spec, encode_range
 from qgraph.errors import DataError
 from qgraph.graph import Graph
+from qgraph.passes.calibrate_shards import count_shards, judge_shards, place
 from qgraph.passes.calibration_resume import Checkpoints, Progress, look_through
 from qgraph.passes.collect import Timing
-from qgraph.passes.collect_errors import channel_weights, encoding_errors
+from qgraph.passes.collect_errors import candidate_errors, channel_weights
 from qgraph.passes.collect_heldback import HeldBack
 from qgraph.passes.collect_values import watch
 from qgraph.passes.observers.auto import Statistics, choose
@@ -45,52 +46,44 @@ def choose_ranges(
     samples = HeldBack(context.data, memory // 4)
     # Statistics of the samples that are not held back, and of those that are.
     seen = {
-        _place(name, held): Statistics(spec)
+        place(name, held): Statistics(spec)
         for name, spec in specs.items()
         for held in (False, True)
     }
 
     def look(part: Iterable[Mapping[str, Any]], start: int, progress: Progress) -> Timing:
         def count(index: int, name: str, value: NDArray[np.floating]) -> None:
-            seen[_place(name, samples.held[start + index])].observe(value)
+            seen[place(name, samples.held[index])].observe(value)
 
-        return watch(graph, list(specs), part, count, memory=memory, progress=progress)
+        return watch(graph, list(specs), part, count, memory=memory, progress=progress, first=start)
 
-    timing, resumed = look_through(samples, look, seen, checkpoints, context)
+    if context.tasks is None:
+        timing, resumed = look_through(samples, look, seen, checkpoints, context)
+    else:
+        timing = count_shards(graph, specs, samples, seen, context, memory, memory // 4)
+        resumed = 0
     lines = [timing.line(), *resumed_line(resumed)]
     candidates = {}
     for name, spec in specs.items():
-        rest, held = seen[_place(name, False)], seen[_place(name, True)]
+        rest, held = seen[place(name, False)], seen[place(name, True)]
         found = asked(name, (held if rest.empty else rest).candidates)
         candidates[name] = {key: encode_range(*span, spec) for key, span in found.items()}
     values = {v.name: v for v in [*graph.inputs, *(o for n in graph.nodes() for o in n.outputs)]}
     weights = {name: channel_weights(graph, values[name]) for name in specs}
-    errors: dict[str, dict[str, list[float]]] = {
-        name: {key: [] for key in each} for name, each in candidates.items()
-    }
-
-    def judge(_: int, name: str, value: NDArray[np.floating]) -> None:
-        if value.size:
-            for key, error in encoding_errors(value, candidates[name], weights[name]).items():
-                errors[name][key].append(error)
-
     kept = samples.samples
-    timing = watch(
-        graph,
-        list(specs),
-        kept,
-        judge,
-        memory=memory,
-        progress=context.progress,
-        label="choosing",
-    )
+    if context.tasks is None:
+        timing, errors = candidate_errors(
+            graph, kept, candidates, weights, memory=memory, progress=context.progress
+        )
+    else:
+        timing, errors = judge_shards(graph, kept, candidates, weights, context, memory)
     lines.append(f"{len(kept)} samples held back: {timing.line()}")
     ranges = {}
     for name in specs:
         method = choose(errors[name])
         lines.append(f"{name}: {method}")
-        whole = seen[_place(name, False)]
-        whole.merge(seen[_place(name, True)])
+        whole = seen[place(name, False)]
+        whole.merge(seen[place(name, True)])
         ranges[name] = whole.range(method)
     return ranges, lines
 
@@ -112,7 +105,3 @@ def asked(name: str, ask: Callable[[], _Found]) -> _Found:
 def resumed_line(samples: int) -> list[str]:
     """Say for the report how many samples an interrupted run had done, if any."""
     return [f"{samples} more samples were done by an interrupted run"] if samples else []
-
-
-def _place(name: str, held: bool) -> str:
-    return f"{int(held)} {name}"

@@ -53,6 +53,7 @@ def extremes(
     data: Iterable[Mapping[str, NDArray[Any]]],
     *,
     infinite: bool = False,
+    first: int = 0,
     timing: Timing | None = None,
 ) -> Iterator[Extremes]:
     """Run `graph` on each sample and yield every named value's least and greatest element.
@@ -65,6 +66,7 @@ def extremes(
         names: Values of the outermost graph, floating point.
         data: Samples, feeds by input name.
         infinite: Whether infinite values are let through, as attention masks of -inf make them.
+        first: Number of the first sample, for messages.
         timing: Takes the number of samples and the times.
 
     Yields:
@@ -101,7 +103,8 @@ def extremes(
                     finite = bool(np.isfinite(found).all())
                     if (nan and finite) or np.isnan(found).any() or not (finite or infinite):
                         raise DataError(
-                            f"sample {index} makes {name!r} NaN or infinite", fix="check the data"
+                            f"sample {first + index} makes {name!r} NaN or infinite",
+                            fix="check the data",
                         )
                     sample[name] = found
                 timing.samples = timing.runs = index + 1

@@ -1,7 +1,7 @@
 """Runs a graph on data and reduces values to one number a channel inside the engine."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,9 @@ from qgraph.context import Context
 from qgraph.errors import DataError
 from qgraph.graph import Graph, Value
 from qgraph.passes.collect import sample_count
+from qgraph.passes.collect_shards import Shard, opened, run_shards, shard_size
+from qgraph.passes.collect_values import Feeds
+from qgraph.tasks import SharedFolder
 
 Reduction = Literal["min", "max", "mean"]
 ChannelSample = dict[str, NDArray[np.float64]]
@@ -32,7 +35,8 @@ def channel_statistics(
 ) -> Iterator[ChannelSample]:
     """Run `graph` on each sample and yield statistics of each channel of the named values.
 
-    The reductions run inside the engine, so nothing larger than the channels leaves it.
+    The reductions run inside the engine, so nothing larger than the channels leaves it. Samples are
+    looked at here, or in shards by the context's executor, with the same results.
 
     Args:
         graph: Graph, float or with Q/DQ; it is not changed.
@@ -51,17 +55,51 @@ def channel_statistics(
         DataError: There is no data, or a statistic is NaN or infinite. onnxruntime's ReduceMin and
             ReduceMax step over NaN, so `mean` alone finds it with certainty.
     """
+    if context.data is None:
+        raise DataError(f"{what} needs data", fix="pass --data")
+    if context.tasks is None:
+        total = sample_count(context.data)
+        found = _statistics(graph, axes, reductions, context.data)
+        for done, sample in enumerate(found):
+            context.progress(what, done + 1, total)
+            yield sample
+        return
+    for part in run_shards(
+        graph,
+        context.data,
+        shard_channels,
+        context,
+        label=what,
+        size=shard_size(context.data, context.tasks.workers),
+        axes=dict(axes),
+        reductions=tuple(reductions),
+    ):
+        yield from part
+
+
+def shard_channels(
+    model: SharedFolder, shard: Shard, axes: Mapping[str, int], reductions: Sequence[Reduction]
+) -> list[ChannelSample]:
+    """Return the statistics of each sample of a shard: a task."""
+    with opened(model) as graph:
+        return list(_statistics(graph, axes, reductions, shard, shard.first))
+
+
+def _statistics(
+    graph: Graph,
+    axes: Mapping[str, int],
+    reductions: Sequence[Reduction],
+    data: Iterable[Feeds],
+    first: int = 0,
+) -> Iterator[ChannelSample]:
     from qgraph.runtime import observing_backend
     from qgraph.runtime.backend import EngineOptions
 
-    if context.data is None:
-        raise DataError(f"{what} needs data", fix="pass --data")
-    total = sample_count(context.data)
     with tempfile.TemporaryDirectory(prefix="qgraph-") as folder:
         path = Path(folder) / "observed.onnx"
         onnx_io.save(_observed(graph, axes, reductions), path)
         with observing_backend(path).open(path, EngineOptions()) as session:
-            for index, feeds in enumerate(context.data):
+            for index, feeds in enumerate(data, first):
                 results = session.run(feeds)
                 sample: ChannelSample = {}
                 for number, name in enumerate(axes):
@@ -75,7 +113,6 @@ def channel_statistics(
                             f"sample {index} makes {name!r} NaN or infinite", fix="check the data"
                         )
                     sample[name] = found
-                context.progress(what, index + 1, total)
                 yield sample
 
 

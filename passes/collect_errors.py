@@ -1,7 +1,7 @@
 """The error that candidate encodings make on a tensor, as its readers will feel it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,49 @@ from numpy.typing import NDArray
 
 from qgraph.encoding import INTEGERS, Encoding
 from qgraph.graph import Graph, Node, Value
+from qgraph.passes.collect import Timing
+from qgraph.passes.collect_values import Feeds, Progress, watch
 from qgraph.passes.observers.sampling import ENOUGH, stride
 
 # Added to every error, as a share of the signal: 120 dB down, so that a perfect sample, whose
 # logarithm would be infinite, is merely very good.
 FLOOR = 1e-12
+# By value and candidate, one error a sample.
+Errors = dict[str, dict[str, list[float]]]
+Weights = Mapping[str, tuple[int, NDArray[np.float64]] | None]
+
+
+def candidate_errors(
+    graph: Graph,
+    data: Iterable[Feeds],
+    candidates: Mapping[str, Mapping[str, Encoding]],
+    weights: Weights,
+    *,
+    memory: int,
+    progress: Progress = lambda *_: None,
+    first: int = 0,
+) -> tuple[Timing, Errors]:
+    """Run `graph` on samples and measure each candidate's error on each, in any order.
+
+    Args:
+        graph: Float graph.
+        data: Samples; those in which a value is empty have no error for it.
+        candidates: Encodings of each value, by name.
+        weights: Of each value's channels, as from `channel_weights`.
+        memory: Bytes for observed values.
+        progress: Told how it goes.
+        first: Number of the first sample.
+    """
+    errors: Errors = {name: {key: [] for key in each} for name, each in candidates.items()}
+
+    def judge(_: int, name: str, value: NDArray[np.floating]) -> None:
+        if value.size:
+            for key, error in encoding_errors(value, candidates[name], weights[name]).items():
+                errors[name][key].append(error)
+
+    names = list(candidates)
+    options: dict[str, Any] = {"memory": memory, "progress": progress, "first": first}
+    return watch(graph, names, data, judge, label="choosing", **options), errors
 
 
 def channel_weights(graph: Graph, value: Value) -> tuple[int, NDArray[np.float64]] | None:

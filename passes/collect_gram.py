@@ -3,7 +3,9 @@
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +14,18 @@ from qgraph.context import Context
 from qgraph.errors import DataError
 from qgraph.graph import Graph
 from qgraph.passes.collect import sample_count
-from qgraph.passes.collect_values import Feeds, rereadable, watch
+from qgraph.passes.collect_shards import Shard, opened, run_shards
+from qgraph.passes.collect_values import Feeds, Progress, rereadable, watch
 from qgraph.passes.layer_rows import Layout
+from qgraph.tasks import SharedFolder
 
 Floats = NDArray[np.float64]
 # Rows are summed up in groups of about so many: small products waste time.
 _ROWS = 512
+# Samples that are summed up on their own before their sums are added to those of the samples in
+# front: floating-point sums depend on their order, and so this order is the same for one process
+# and for any number of workers, who each get so many samples.
+SHARD = 32
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,14 @@ class Gram:
         found: Floats = self.products - mean[:, :, None] * self.total[:, None, :]
         return found
 
+    def merge(self, other: "Gram") -> None:
+        """Add the sums over other rows."""
+        self._multiply()
+        other._multiply()
+        self.products += other.products
+        self.total += other.total
+        self.rows += other.rows
+
     def _multiply(self) -> None:
         if self._waiting:
             together = np.concatenate(self._waiting, axis=1)
@@ -112,7 +128,8 @@ def collect_grams(
         label: What is going on, for progress reports.
 
     Returns:
-        The sums, in the order of `wanted`; the same whatever the memory and number of threads.
+        The sums, in the order of `wanted`; the same whatever the memory and the number of threads
+            and workers.
 
     Raises:
         EngineError: onnxruntime is missing or refuses the graph.
@@ -121,28 +138,106 @@ def collect_grams(
     if context.data is None:
         raise DataError(f"{label} needs data", fix="pass --data")
     data = FirstSamples(context.data, samples)
-    expected = data.expected or samples
+    draw = Draw(tuple(wanted), rows, data.expected or samples, context.seed)
+    if context.tasks is None:
+        return sum_rows(graph, draw, data, memory=memory, progress=context.progress, label=label)
     grams = [Gram.empty(each.layout.groups, each.size) for each in wanted]
+    for part in run_shards(
+        graph,
+        context.data,
+        shard_grams,
+        context,
+        label=label,
+        size=SHARD,
+        most=samples,
+        draw=draw,
+        memory=memory // context.tasks.beside,
+    ):
+        for gram, other in zip(grams, part, strict=True):
+            gram.merge(other)
+    return grams
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which rows to sum up.
+
+    Attributes:
+        wanted: Of which inputs.
+        rows: How many of each; twice an input's size where that is more.
+        samples: How many samples they come from.
+        seed: Draws them.
+    """
+
+    wanted: tuple[Wanted, ...]
+    rows: int
+    samples: int
+    seed: int
+
+    def of(self, each: Wanted, index: int, value: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Draw rows of one sample, whose number is `index`.
+
+        Raises:
+            ValueError: A row is not finite.
+        """
+        share = -(-max(self.rows, 2 * each.size) // self.samples)
+        rng = np.random.default_rng([self.seed, zlib.crc32(each.value.encode()), index])
+        drawn = each.layout.rows(value, share, rng)
+        if not np.isfinite(drawn).all():
+            raise ValueError("not finite")
+        return drawn
+
+
+def sum_rows(
+    graph: Graph,
+    draw: Draw,
+    data: Iterable[Feeds],
+    *,
+    memory: int,
+    first: int = 0,
+    progress: Progress = lambda *_: None,
+    label: str = "",
+) -> list[Gram]:
+    """Sum up rows of each input over samples, the first of which has the number `first`."""
+    sums = [_Sum(each) for each in draw.wanted]
     readers: dict[str, list[int]] = {}
-    for number, each in enumerate(wanted):
+    for number, each in enumerate(draw.wanted):
         readers.setdefault(each.value, []).append(number)
-    queues = {name: _InOrder() for name in readers}
+    queues = {name: _InOrder(first) for name in readers}
 
     def see(index: int, name: str, value: NDArray[np.floating]) -> None:
-        drawn = []
-        for number in readers[name]:
-            each = wanted[number]
-            share = -(-max(rows, 2 * each.size) // expected)
-            rng = np.random.default_rng([context.seed, zlib.crc32(name.encode()), index])
-            drawn.append(each.layout.rows(value, share, rng))
-            if not np.isfinite(drawn[-1]).all():
-                raise ValueError("not finite")
-        for ready in queues[name].put(index, drawn):
+        drawn = [draw.of(draw.wanted[number], index, value) for number in readers[name]]
+        for at, ready in queues[name].put(index, drawn):
             for number, found in zip(readers[name], ready, strict=True):
-                grams[number].add(found)
+                sums[number].add(at, found)
 
-    watch(graph, list(readers), data, see, memory=memory, progress=context.progress, label=label)
-    return grams
+    options: dict[str, Any] = {"memory": memory, "progress": progress, "first": first}
+    watch(graph, list(readers), data, see, label=label, **options)
+    return [each.whole() for each in sums]
+
+
+def shard_grams(model: SharedFolder, shard: Shard, draw: Draw, memory: int) -> list[Gram]:
+    """Sum up the rows of a shard: a task."""
+    with opened(model) as graph:
+        return sum_rows(graph, draw, shard, memory=memory, first=shard.first)
+
+
+class _Sum:
+    """Adds up rows shard by shard, so that workers who have one shard each get the same sums."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._empty = partial(Gram.empty, wanted.layout.groups, wanted.size)
+        self._total, self._part, self._shard = self._empty(), self._empty(), 0
+
+    def add(self, index: int, rows: NDArray[np.float32]) -> None:
+        if index // SHARD != self._shard:
+            self._total.merge(self._part)
+            self._part, self._shard = self._empty(), index // SHARD
+        self._part.add(rows)
+
+    def whole(self) -> Gram:
+        self._total.merge(self._part)
+        return self._total
 
 
 class FirstSamples:
@@ -163,15 +258,15 @@ class FirstSamples:
 class _InOrder:
     """Hands rows on in the order of the samples, in which floating-point sums are made."""
 
-    def __init__(self) -> None:
-        self._next = 0
+    def __init__(self, first: int) -> None:
+        self._next = first
         self._early: dict[int, list[NDArray[np.float32]]] = {}
 
     def put(
         self, index: int, rows: list[NDArray[np.float32]]
-    ) -> Iterator[list[NDArray[np.float32]]]:
-        """Take one sample's rows; yield those of all samples whose turn it is now."""
+    ) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
+        """Take one sample's rows; yield number and rows of all samples whose turn it is now."""
         self._early[index] = rows
         while self._next in self._early:
             self._next += 1
-            yield self._early.pop(self._next - 1)
+            yield self._next - 1, self._early.pop(self._next - 1)

@@ -15,6 +15,7 @@ from qgraph.passes.collect_values import Feeds, rereadable
 HOLD_ONE_IN = 4
 # At most so many are kept to measure errors on.
 KEPT = 32
+Order = tuple[bool, int]
 
 
 class HeldBack:
@@ -26,13 +27,16 @@ class HeldBack:
 
     Attributes:
         held: Whether each sample seen so far is held back, by its number.
+        kept: Those kept, the least hashes first.
+        bound: The least of those that memory was too short for; nothing beyond it is kept.
     """
 
     def __init__(self, data: Iterable[Feeds], memory: int) -> None:
         """Wrap `data`."""
         self._data, self._memory = data, memory
         self.held: list[bool] = []
-        self._kept: list[_Kept] = []
+        self.kept: list[Kept] = []
+        self.bound: Order | None = None
         self.rereadable = rereadable(data)
         self.expected = sample_count(data)
 
@@ -46,37 +50,68 @@ class HeldBack:
     @property
     def samples(self) -> list[dict[str, NDArray[Any]]]:
         """The samples kept, in an order that depends on their content alone."""
-        held = [each.feeds for each in self._kept if each.held]
-        return held or [each.feeds for each in self._kept]
+        held = [each.feeds for each in self.kept if each.held]
+        return held or [each.feeds for each in self.kept]
+
+    def merge(self, kept: Iterable["Kept"], bound: "Order | None") -> None:
+        """Take in what another one kept of other samples; as if it had seen them itself."""
+        self._lower(bound)
+        for each in kept:
+            self._keep(each)
 
     def _take(self, feeds: Feeds) -> None:
         number = _hash(feeds)
         held = number % HOLD_ONE_IN == 0
         self.held.append(held)
-        if len(self._kept) == KEPT and (not held, number) >= self._kept[-1].order:
+        if self._wanted((not held, number)):
+            # Copies: whoever gives the samples may use their memory again.
+            copies = {name: np.array(array) for name, array in feeds.items()}
+            self._keep(Kept(held, number, copies))
+
+    def _wanted(self, order: "Order") -> bool:
+        """Whether a sample in this place would be kept, as far as its size is no matter."""
+        if self.bound is not None and order > self.bound:
+            return False
+        return len(self.kept) < KEPT or order < self.kept[-1].order
+
+    def _keep(self, sample: "Kept") -> None:
+        if not self._wanted(sample.order):
             return
-        # Copies: whoever gives the samples may use their memory again.
-        copies = {name: np.array(array) for name, array in feeds.items()}
-        self._kept.append(_Kept(held, number, copies))
-        self._kept.sort(key=lambda each: each.order)
-        del self._kept[KEPT:]
-        while len(self._kept) > 1 and sum(each.nbytes for each in self._kept) > self._memory:
-            self._kept.pop()
+        self.kept.append(sample)
+        self.kept.sort(key=lambda each: each.order)
+        del self.kept[KEPT:]
+        # Without the bound a smaller one that comes later would be kept, an earlier one not.
+        while len(self.kept) > 1 and sum(each.nbytes for each in self.kept) > self._memory:
+            self._lower(self.kept.pop().order)
+
+    def _lower(self, bound: "Order | None") -> None:
+        if bound is not None and (self.bound is None or bound < self.bound):
+            self.bound = bound
+            self.kept = [each for each in self.kept if each.order <= bound]
 
 
 @dataclass(frozen=True)
-class _Kept:
+class Kept:
+    """A sample that is kept.
+
+    Attributes:
+        held: Whether it is held back.
+        number: Its hash.
+        feeds: The sample.
+    """
+
     held: bool
     number: int
     feeds: dict[str, NDArray[Any]]
 
     @property
-    def order(self) -> tuple[bool, int]:
+    def order(self) -> Order:
         """Those held back come first."""
         return not self.held, self.number
 
     @property
     def nbytes(self) -> int:
+        """Its size."""
         return sum(array.nbytes for array in self.feeds.values())
 
 

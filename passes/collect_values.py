@@ -42,6 +42,7 @@ def watch(
     memory: int,
     progress: Progress = lambda *_: None,
     label: str = "calibrating",
+    first: int = 0,
 ) -> Timing:
     """Run `graph` on each sample and show every named value to `see`.
 
@@ -62,6 +63,7 @@ def watch(
         memory: Bytes that values may take beside the model.
         progress: Called as (`label`, runs done, runs expected or None).
         label: What is going on.
+        first: Number of the first sample.
 
     Returns:
         Counts and times.
@@ -75,12 +77,12 @@ def watch(
 
     start = time.perf_counter()
     stream = iter(data)
-    first = next(stream, None)
-    if first is None:
+    head = next(stream, None)
+    if head is None:
         raise DataError("the calibration data has no samples")
-    first = _copied(first)
+    head = _copied(head)
     total = sample_count(data)
-    sizes = _sizes(graph, names, first)
+    sizes = _sizes(graph, names, head)
     workers = _workers(sum(sizes.values()), memory, available_cores(), total)
     groups = _groups(sizes, memory // max(workers, AT_LEAST))
     if len(groups) > 1 and not rereadable(data):
@@ -92,8 +94,8 @@ def watch(
     timing = Timing(groups=len(groups))
     expected = None if total is None else total * len(groups)
     for number, group in enumerate(groups):
-        samples = chain([first], stream) if number == 0 else iter(data)
-        for seconds in _run(graph, group, samples, see, workers):
+        samples = chain([head], stream) if number == 0 else iter(data)
+        for seconds in _run(graph, group, samples, see, workers, first):
             timing.runs += 1
             timing.inference += seconds / workers
             progress(label, timing.runs, expected)
@@ -109,7 +111,12 @@ def _workers(size: int, memory: int, cores: int, samples: int | None) -> int:
 
 
 def _run(
-    graph: Graph, names: Sequence[str], data: Iterable[Feeds], see: See, workers: int
+    graph: Graph,
+    names: Sequence[str],
+    data: Iterable[Feeds],
+    see: See,
+    workers: int,
+    first: int,
 ) -> Iterator[float]:
     """Run all samples for one group of values; after each yield the engine's seconds."""
     from qgraph.runtime import observing_backend
@@ -140,7 +147,7 @@ def _run(
             pool = ThreadPoolExecutor(workers)
             waiting: deque[Future[float]] = deque()
             try:
-                for index, feeds in enumerate(data):
+                for index, feeds in enumerate(data, first):
                     # One more waits for each worker, as samples don't end in their order.
                     if len(waiting) == 2 * workers:
                         yield waiting.popleft().result()

@@ -15,7 +15,7 @@ from qgraph.job import Job, resolve
 from qgraph.listener import Listener
 from qgraph.passes.calibration_cache import graph_key
 from qgraph.pipeline import Pass, Pipeline, Stage
-from qgraph.preparation import job_context, original_file, split_data
+from qgraph.preparation import job_context, job_executor, original_file, split_data
 from qgraph.recipe import Recipe
 
 # Options of `calibrate` that decide when and where it runs, not what comes out.
@@ -56,6 +56,8 @@ def calibrate(
     settings: Sequence[str] = (),
     encodings: Any = None,
     passes: Sequence[Pass] = (),
+    workers: int | None = None,
+    ray: str | None = None,
     listener: Listener | None = None,
 ) -> Calibration:
     """Find the encodings that `compile` with the same arguments would use.
@@ -74,6 +76,9 @@ def calibrate(
         encodings: Encodings to start from, which are kept; only other values are calibrated. This
             is also how encodings of other tools become qgraph's.
         passes: The caller's own passes or fusions.
+        workers: Worker processes for the calibration; default: this process alone.
+        ray: Address of a Ray cluster that does it instead, as `ray.init` takes it, or `local`; see
+            docs/distributed.md.
         listener: Told how it goes.
 
     Returns:
@@ -87,7 +92,8 @@ def calibrate(
     given = None if encodings is None else read_encodings(encodings)
     if data is None and given is None:
         raise UsageError("calibration needs data", fix="pass --data")
-    with original_file(model) as original:
+    executor = job_executor(job, workers, ray)
+    with original_file(model) as original, executor:
         job.listener.stage("loading")
         graph = onnx_io.load(original)
         for note in graph.notes:
@@ -97,7 +103,7 @@ def calibrate(
             raise ModelError(
                 "is quantized already", where=original.name, fix="calibrate the float model"
             )
-        context = job_context(job, calibration, given)
+        context = job_context(job, calibration, given, executor)
         options = job.recipe.passes
         stages = Pipeline(flow.exact_passes(options, passes, job.target)).run(graph, context)
         present = graph.facts.present()

@@ -34,6 +34,7 @@ from qgraph.preparation import (
     check_io_options,
     given_encodings,
     job_context,
+    job_executor,
     original_file,
     split_data,
 )
@@ -92,6 +93,8 @@ def compile(
     io_outputs: str | None = None,
     passes: Sequence[Pass] = (),
     hooks: Sequence[Hook] = (),
+    workers: int | None = None,
+    ray: str | None = None,
     listener: Listener | None = None,
     force: bool = False,
     finished: Finished | None = None,
@@ -117,6 +120,9 @@ def compile(
             bits where `io` is not `float`. Sets `quantize_io.outputs`.
         passes: The caller's own passes or fusions; they run between clean-up and fusions.
         hooks: Called after every pass with the graph and what was done.
+        workers: Worker processes for the calibration; default: this process alone.
+        ray: Address of a Ray cluster that does it instead, as `ray.init` takes it, or `local`; see
+            docs/distributed.md.
         listener: Told how it goes.
         force: Build the precision asked for even where the target runs another one faster.
         finished: What a search for this model has done already; see `qgraph.search`.
@@ -135,14 +141,15 @@ def compile(
     given = given_encodings(encodings, job)
     folder = output_folder(model, output, job)
     check_output(folder)
-    with original_file(model) as original:
+    executor = job_executor(job, workers, ray)
+    with original_file(model) as original, executor:
         job.listener.stage("loading")
         graph = onnx_io.load(original)
         for note in graph.notes:
             job.warn(note)
         check_shapes(graph, job.target)
         dataset, calibration, held_out = split_data(graph, data, samples, job, given)
-        context = job_context(job, calibration, given)
+        context = job_context(job, calibration, given, executor)
         inputs = graph.signature()
         caches, positions = find_caches(graph), context_length(graph)
         check_io_options(graph, job, dataset, given)

@@ -23,6 +23,7 @@ class Context:
         exclude: Globs of node names and operators that stay in float.
         seed: For everything random.
         encodings: A `qgraph.encodings_json.Encodings` that calibration takes instead of data, or None.
+        tasks: A `qgraph.tasks.Executor` for work that can be cut up, or None for this process.
         warn: Called with a line that the user should see.
         info: Called with a line that is worth showing with -v.
         progress: Called as (what, done, total or None) while something long runs.
@@ -36,6 +37,7 @@ class Context:
     exclude: tuple[str, ...] = ()
     seed: int = 0
     encodings: Any = None
+    tasks: Any = None
     warn: Callable[[str], None] = field(default=_ignore)
     info: Callable[[str], None] = field(default=_ignore)
     progress: Callable[[str, int, int | None], None] = field(default=_ignore)

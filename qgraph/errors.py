@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 
 class QGraphError(Exception):
@@ -19,6 +21,10 @@ class QGraphError(Exception):
         """Keep the three parts, so that tests and `--json` can tell them apart."""
         self.what, self.where, self.fix = what, where, fix
         super().__init__(what, where, fix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the parts by name, as for errors that come from another process."""
+        return partial(type(self), where=self.where, fix=self.fix), (self.what,), self.__dict__
 
     def __str__(self) -> str:
         """Return the whole message on one line."""

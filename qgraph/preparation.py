@@ -17,6 +17,10 @@ from qgraph.graph import Graph
 from qgraph.job import Job
 from qgraph.kv_cache import cache_axes
 from qgraph.recognise import quantized_ops
+from qgraph.tasks import Executor, InProcess, open_executor
+
+# Precisions whose calibration tasks do.
+TASKS_OF = ("int8", "w8a16")
 
 
 def given_encodings(source: Any, job: Job) -> Encodings | None:
@@ -99,7 +103,28 @@ def split_data(
     return dataset, calibration, held_out
 
 
-def job_context(job: Job, calibration: DataSet | None, given: Encodings | None) -> Context:
+def job_executor(job: Job, workers: int | None, ray: str | None) -> Executor:
+    """Choose who runs the job's tasks; nothing starts before there are some.
+
+    Raises:
+        UsageError: The precision has no tasks, or what `open_executor` says.
+    """
+    asked = ray is not None or (workers or 1) > 1
+    if asked and job.precision not in TASKS_OF:
+        named = "--ray" if ray is not None else "--workers"
+        raise UsageError(
+            f"{named} has nothing to do: {job.precision} is made in one process",
+            fix=f"leave it out; it is for {' and '.join(TASKS_OF)}, whose calibration is cut up",
+        )
+    return open_executor(workers, ray)
+
+
+def job_context(
+    job: Job,
+    calibration: DataSet | None,
+    given: Encodings | None,
+    executor: Executor | None = None,
+) -> Context:
     """Return what passes are told."""
     return Context(
         target=job.target,
@@ -107,6 +132,8 @@ def job_context(job: Job, calibration: DataSet | None, given: Encodings | None) 
         data=calibration,
         exclude=job.exclude,
         encodings=given,
+        # Alone, this process keeps checkpoints, which tasks have not.
+        tasks=None if isinstance(executor, InProcess) else executor,
         warn=job.warn,
         info=job.listener.info,
         progress=job.listener.progress,

@@ -14,6 +14,8 @@ import numpy as np
 from qgraph.errors import UsageError
 
 FloatPrecision = Literal["f32", "bf16", "f16"]
+# Environment variable that limits the cores of this process.
+CORES = "QGRAPH_CORES"
 FLOAT_PRECISIONS: tuple[FloatPrecision, ...] = ("f32", "bf16", "f16")
 
 
@@ -291,13 +293,17 @@ class WithMemory(Protocol):
 
 
 def available_cores() -> int:
-    """Logical cores this process may use: its affinity mask, cut by a container's CPU quota."""
+    """Logical cores this process may use: its affinity mask, cut by a container's CPU quota.
+
+    `QGRAPH_CORES`, where it is set, cuts them further: so worker processes share a machine.
+    """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
     quota = _cgroup_quota(Path("/sys/fs/cgroup/cpu.max"))
-    return max(1, min(cores, quota or cores))
+    limit = os.environ.get(CORES, "")
+    return max(1, min(cores, quota or cores, int(limit) if limit.isdecimal() else cores))
 
 
 def _cgroup_quota(path: Path) -> int | None:

@@ -13,10 +13,12 @@ from qgraph.commands.options import (
     Json,
     Memory,
     Quiet,
+    Ray,
     RecipeName,
     Samples,
     Settings,
     Verbose,
+    Workers,
     complete_target,
     with_memory,
 )
@@ -57,6 +59,8 @@ def command(
     exclude: Exclude = None,
     settings: Settings = None,
     memory: Memory = None,
+    workers: Workers = None,
+    ray: Ray = None,
     encodings: EncodingsFile = None,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -87,6 +91,8 @@ def command(
                 exclude=exclude or [],
                 settings=with_memory(settings, memory),
                 encodings=encodings,
+                workers=workers,
+                ray=ray,
                 listener=listener,
             )
         found.save(place)

@@ -120,6 +120,26 @@ Memory = Annotated[
 ]
 
 
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        show_default=False,
+        help="Calibrate in so many processes; ranges are the same to the bit.",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Calibrate on this Ray cluster: HOST:PORT, auto, or local to start one here.",
+    ),
+]
+
+
 def with_memory(settings: list[str] | None, memory: int | None) -> list[str]:
     """Return the settings with a memory budget for every pass that observes values."""
     budget = [] if memory is None else [f"{name}.memory_mb={memory}" for name in OBSERVING]

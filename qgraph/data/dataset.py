@@ -1,13 +1,14 @@
 """The data of a compile: samples to iterate, in batches, split, and described for the manifest."""
 
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qgraph.data.digest import new_hash
 from qgraph.data.inputs import Feeds, InputLayout, Sample
 from qgraph.data.one_pass import OnePass, OnePassSide
 from qgraph.data.reader import Reader, SourceReader, concatenate
-from qgraph.data.selection import Stage, chooser, make_rule
+from qgraph.data.selection import Rule, Stage, chooser, make_rule
 from qgraph.errors import DataError, UsageError
 
 
@@ -86,6 +87,43 @@ class DataSet:
             DataSet(OnePassSide(dealer, self._reader, calibration)),
             DataSet(OnePassSide(dealer, self._reader, held)),
         )
+
+    def picked(self, positions: Iterable[int]) -> "DataSet":
+        """Return the samples at some positions, counted from 0, in order; others stay unread.
+
+        The set must be rereadable.
+        """
+        rule = Rule(held=frozenset(positions))
+        return DataSet(self._reader, (*self._stages, Stage(rule, held=True)))
+
+    def restored(self, stages: tuple[Stage, ...], digest: str | None) -> "DataSet":
+        """Return the choice of samples that a pickled set had, if the content is still the same.
+
+        Raises:
+            DataError: It is not.
+        """
+        if self._reader.digest(read=False) != digest:
+            raise DataError(
+                f"is not what it is where the work was given out (here: {platform.node()})",
+                where=self.where,
+                fix="leave the data as it is while it is read, and give all machines the same",
+            )
+        return DataSet(self._reader, stages)
+
+    @property
+    def portable(self) -> bool:
+        """Whether it can be pickled: it lies in files, which another process opens again."""
+        return self._reader.origin is not None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the place, the choice of samples and a hash of the content."""
+        from qgraph.data.opening import reopened
+
+        if self._reader.origin is None:
+            raise DataError(
+                "can't be opened by another process", where=self.where, fix="give files"
+            )
+        return reopened, (self._reader.origin, self._stages, self._reader.digest(read=False))
 
     @property
     def count(self) -> int | None:

@@ -1,6 +1,7 @@
 """Open data of any kind: decide by what was given which source reads it."""
 
 import os
+import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from qgraph.data.images import SUFFIXES as IMAGE_SUFFIXES
 from qgraph.data.images import ImageSource
 from qgraph.data.inputs import InputLayout, TensorLike, read_layout
 from qgraph.data.random_data import RandomSource, is_random_spec
-from qgraph.data.reader import SourceReader
+from qgraph.data.reader import Origin, SourceReader
+from qgraph.data.selection import Stage
 from qgraph.data.source import Source
 from qgraph.errors import DataError, UsageError
 
@@ -91,9 +93,33 @@ def open_data(
         if limit is None and not found.bounded:
             limit = limits.UNBOUNDED_SAMPLES * layout.batch
         return DataSet(SourceReader(found, layout, limit))
-    data = DataSet(SourceReader(found, layout, limit))
+    reader = SourceReader(found, layout, limit)
+    if isinstance(source, str | os.PathLike):
+        place = os.fspath(source)
+        arguments: dict[str, Any] = {"inputs": list(inputs), "images": images, "caches": caches}
+        arguments |= {"samples": samples, "seed": seed, "labelled": labelled}
+        reader.origin = Origin(place if found.random else os.path.abspath(place), arguments)
+    data = DataSet(reader)
     next(iter(data))
     return data
+
+
+def reopened(origin: Origin, stages: tuple[Stage, ...], digest: str | None) -> DataSet:
+    """Open data again in another process: what a pickled `DataSet` becomes.
+
+    Raises:
+        DataError: It is not there, or not the same.
+    """
+    place = f"{origin.source} on {platform.node()}"
+    try:
+        data = open_data(origin.source, **origin.arguments)
+    except DataError as error:
+        raise DataError(
+            f"can't be opened by a worker ({error})",
+            where=place,
+            fix="put it where every machine sees it under this path",
+        ) from error
+    return data.restored(stages, digest)
 
 
 def _with_images(layout: InputLayout, images: ImageOptions | None) -> InputLayout:

@@ -1,6 +1,7 @@
 """From a source's items to the model's samples, and splitting what can be read only once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,19 @@ from qgraph.data.source import Pending, Source
 from qgraph.errors import DataError
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What `open_data` was given, where that can be given again elsewhere.
+
+    Attributes:
+        source: A path, absolute, or `random:...`.
+        arguments: The others, by name.
+    """
+
+    source: str
+    arguments: Mapping[str, Any]
+
+
 class Reader:
     """Gives samples in order, leaving out those that are not wanted.
 
@@ -21,9 +35,11 @@ class Reader:
         rereadable: Whether `read` may be called again.
         source: Where the samples come from.
         layout: The model's inputs.
+        origin: How to open it again in another process; None where that can't be done.
     """
 
     rereadable = True
+    origin: "Origin | None" = None
     source: Source
     layout: InputLayout
 

@@ -63,8 +63,8 @@ def test_memory_and_threads_change_nothing():
 
 
 def test_samples_that_end_early_wait_for_their_turn():
-    queue = collect_gram._InOrder()
-    got = [[tag for (tag,) in queue.put(i, [i])] for i in (2, 0, 3, 1, 4)]  # type: ignore[list-item]
+    queue = collect_gram._InOrder(0)
+    got = [[tag for _, (tag,) in queue.put(i, [i])] for i in (2, 0, 3, 1, 4)]  # type: ignore[list-item]
     assert got == [[], [0], [], [1, 2, 3], [4]]
 
 

@@ -70,3 +70,31 @@ def test_memory_limits_what_is_kept():
 def test_strings_and_scalars():
     samples = [{"s": np.array(["a", "bc" * i], object), "n": np.array(i)} for i in range(40)]
     assert run(samples)[1] == run(samples[::-1])[1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    memory=st.integers(100, 3000),
+    seed=st.integers(0, 1000),
+    shards=st.integers(1, 5),
+)
+def test_order_and_shards_change_nothing_where_memory_is_short(lengths, memory, seed, shards):
+    samples = [{"n": np.full(length, i, np.int64)} for i, length in enumerate(lengths)]
+
+    def kept(found):
+        return [int(s["n"][0]) for s in found.samples]
+
+    whole = HeldBack(samples, memory)
+    list(whole)
+    shuffled = samples[:]
+    random.Random(seed).shuffle(shuffled)
+    again = HeldBack(shuffled, memory)
+    list(again)
+    assert kept(again) == kept(whole)
+    merged = HeldBack([], memory)
+    for number in range(shards):
+        part = HeldBack(shuffled[number::shards], memory)
+        list(part)
+        merged.merge(part.kept, part.bound)
+    assert kept(merged) == kept(whole)
