@@ -238,6 +238,7 @@ def costly(monkeypatch):
         products=(row("fp16", (10, 10, 20)), row("fp8", (20, 10, 10))),
     )
     monkeypatch.setattr("qgraph.passes.fp8.groups.load_costs", lambda name: table)
+    monkeypatch.setattr("qgraph.costs.PAYS", 1.0)
 
 
 @pytest.mark.parametrize(
