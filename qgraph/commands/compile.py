@@ -42,7 +42,7 @@ from qgraph.commands.options import (
 from qgraph.commands.output import Output
 from qgraph.commands.promise import (
     POINTS,
-    Force,
+    Assign,
     Label,
     MaxDrop,
     MaxLatency,
@@ -153,7 +153,7 @@ def command(
     optimize: Optimize = "latency",
     max_size: MaxSize = None,
     max_latency: MaxLatency = None,
-    assign: Force = None,
+    assign: Assign = None,
     pareto: Pareto = False,
     pick: Pick = None,
     label: Label = None,
@@ -215,7 +215,7 @@ def command(
     from qgraph.debug import Stopped
 
     out = Output.begin(ctx, verbose, quiet, as_json)
-    asks = (max_drop, metric, max_size, max_latency, force, pick, label, metric_output)
+    asks = (max_drop, metric, max_size, max_latency, assign, pick, label, metric_output)
     if pareto or optimize != "latency" or any(each is not None for each in asks):
         check(
             data,
@@ -257,7 +257,7 @@ def command(
             recipe=recipe,
             samples=samples,
             exclude=exclude or [],
-            force=assign or [],
+            assign=assign or [],
             settings=with_memory(settings, memory),
             points=POINTS if pareto else 0,
             pick=pick,

@@ -52,7 +52,7 @@ MaxLatency = Annotated[
         "--max-latency", metavar="4ms", rich_help_panel=_PANEL, help="The longest median latency."
     ),
 ]
-Force = Annotated[
+Assign = Annotated[
     list[str] | None,
     typer.Option(
         "--assign",

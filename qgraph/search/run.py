@@ -65,7 +65,7 @@ def compile_within(
     recipe: str | os.PathLike[str] | Recipe | None = None,
     samples: int | None = None,
     exclude: Sequence[str] = (),
-    force: Sequence[str] = (),
+    assign: Sequence[str] = (),
     settings: Sequence[str] = (),
     points: int = 0,
     pick: int | None = None,
@@ -87,7 +87,7 @@ def compile_within(
         recipe: Name, file or object.
         samples: How many samples to use at most.
         exclude: Globs of node names or operators that stay in float.
-        force: `PATTERN=int8` or `PATTERN=fp32`, what the search may not decide.
+        assign: `PATTERN=int8` or `PATTERN=fp32`, what the search may not decide.
         settings: `pass.option=value` lines.
         points: How many points of the front between loss and aim to verify; 0 for none.
         pick: Build this one of them, counted from 1, in place of the best; of those that an artifact
@@ -111,7 +111,7 @@ def compile_within(
             space = _open(original, job, goal, chosen.bind([original]), data, samples, answering,
                           Path(scratch))  # fmt: skip
             front = pareto.kept(folder, original) if pick is not None and not points else []
-            found = Found(space) if front else _search(space, force)
+            found = Found(space) if front else _search(space, assign)
             front = front or pareto.measure_front(space, found, max(points, pick or 0))
             proof = _prove(space, found, front, pick, answering)
         return _write(model, folder, space, found, front, proof, samples)
@@ -164,9 +164,9 @@ class Found:
         self.first: Round | None = None
 
 
-def _search(space: Workspace, force: Sequence[str]) -> Found:
+def _search(space: Workspace, assign: Sequence[str]) -> Found:
     found = Found(space)
-    forced = read_forced(force, space.units)
+    forced = read_forced(assign, space.units)
     others = space.others()
     if not space.units:
         return found

@@ -152,8 +152,8 @@ def test_the_front_is_verified_and_a_point_of_it_can_be_built(
             DataError,
             "too few",
         ),
-        ({"force": ["nothing=int8"]}, UsageError, "fits no node"),
-        ({"force": ["Conv=int3"]}, UsageError, "can't read --assign"),
+        ({"assign": ["nothing=int8"]}, UsageError, "fits no node"),
+        ({"assign": ["Conv=int3"]}, UsageError, "can't read --assign"),
         ({"target": "npu"}, Exception, "no engine|has no int8|nothing can be measured"),
     ],
 )
