@@ -131,7 +131,9 @@ def test_an_error_is_raised_before_tasks_in_front_of_it_end(two, tmp_path):
 
 
 SCRIPT = """
-import sys
+import signal, sys
+# What a shell starts with & ignores Ctrl-C, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 import taskwork
 from qgraph.tasks import Task
