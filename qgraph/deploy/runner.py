@@ -24,6 +24,7 @@ THREADS = {threads}  # 0: one for each core
 def open_model():
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
+    options.add_session_config_entry("session.x64quantprecision", "1")  # else AVX2 overflows
     usable = [each for each in PROVIDERS if each[0] in ort.get_available_providers()]
     if usable[0] != PROVIDERS[0]:
         print("this onnxruntime has no", PROVIDERS[0][0], file=sys.stderr)

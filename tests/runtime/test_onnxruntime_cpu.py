@@ -50,6 +50,30 @@ def test_model_by_path_with_external_data(tmp_path: Path, rng: np.random.Generat
         np.testing.assert_array_equal(by_path.run(x)["y"], by_bytes.run(x)["y"])
 
 
+@pytest.mark.parametrize("kind", ["MatMul", "Conv"])
+def test_products_of_large_codes_are_exact_on_every_cpu(kind: str) -> None:
+    # Without VNNI, sums of two products of uint8 and int8 overflow 16 bits unless told otherwise.
+    codes = np.full((64, 8), 127, np.int8)
+    codes = codes if kind == "MatMul" else codes.T.reshape(8, 64, 1, 1)
+    shape = "1, 64" if kind == "MatMul" else "1, 64, 1, 1"
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 17]> g (float[{shape}] x) => (y)
+        <float s = {{1.0}}, uint8 z = {{0}}, float big = {{10000.0}}> {{
+            q = QuantizeLinear(x, s, z)
+            a = DequantizeLinear(q, s, z)
+            b = DequantizeLinear(codes, s)
+            c = {kind}(a, b)
+            d = QuantizeLinear(c, big, z)
+            y = DequantizeLinear(d, big, z)
+        }}"""
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(codes, "codes"))
+    x = np.full([int(n) for n in shape.split(",")], 255, np.float32)
+    with opened(model) as session:
+        got = session.run({"x": x})["y"]
+    assert np.unique(got).tolist() == [round(64 * 255 * 127 / 10000) * 10000]
+
+
 def test_options_are_checked() -> None:
     with pytest.raises(UsageError, match="threads is -1"):
         EngineOptions(threads=-1)
