@@ -345,6 +345,7 @@ def _select(
         float_feeds=feeds,
         own={engine: each.path for engine, each in own.items()},
         built=built,
+        asked={name: job.recipe.engine_options(name) for name in job.target.engines},
     )
     for line in selection.warnings:
         job.warn(line)

@@ -1,10 +1,13 @@
 """Chooses the engine, and how it runs, by measuring every way of the target's on the user's model."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from qgraph import onnx_io
 from qgraph.engine_build import EngineBuild
 from qgraph.errors import EngineError
 from qgraph.manifest import Engine, Timing
@@ -67,6 +70,7 @@ def select_engine(
     float_feeds: Mapping[str, Any] | None = None,
     own: Mapping[str, Path] | None = None,
     built: EngineBuild | None = None,
+    asked: Mapping[str, BaseModel | None] | None = None,
 ) -> Selection:
     """Time `model` in all of the target's engines, in turn with the float model.
 
@@ -79,22 +83,28 @@ def select_engine(
         float_feeds: The same for `floating` where that takes other inputs.
         own: By engine, the same as `model` in operators that it alone has.
         built: The engine that stands beside `model`, if one was built.
+        asked: By engine, what the user has decided of how it runs.
 
     Raises:
         EngineError: No engine can run the model; each one's reason is given.
     """
     if all(backend(name).unavailable() is not None for name in target.engines):
         return _without_engine(target, precision, built)
+    operators = onnx_io.operators(model)
+    ways = {
+        name: _variants(name, precision, operators, (asked or {}).get(name))
+        for name in target.engines
+    }
     ours = [
         Candidate(name, path, options, _title(name, precision, label, kind))
         for name in target.engines
         for path, kind in [(model, ""), ((own or {}).get(name), "its own operators")]
         if path is not None
-        for label, options in _variants(name, precision).items()
+        for label, options in ways[name].items()
     ]
     # Where each engine runs in one way only, the float model is timed in the same run; else only
     # in the way that turns out fastest, since many open sessions take memory.
-    together = all(len(_variants(name, precision)) == 1 for name in target.engines)
+    together = all(len(each) == 1 for each in ways.values())
     before = [
         Candidate(name, floating, label=f"{_title(name, 'fp32')} (before)", feeds=float_feeds)
         for name in target.engines
@@ -148,10 +158,14 @@ def _title(engine: str, precision: str, *ways: str) -> str:
     return ", ".join([f"{engine} {precision}", *filter(None, ways)])
 
 
-def _variants(name: str, precision: str) -> Mapping[str, EngineOptions]:
+def _variants(
+    name: str, precision: str, operators: Collection[str], asked: BaseModel | None
+) -> Mapping[str, EngineOptions]:
     """Ways to run a model of that precision, by label."""
     engine = backend(name)
-    return engine.variants(precision) if isinstance(engine, Tunable) else {"": EngineOptions()}
+    if not isinstance(engine, Tunable):
+        return {"": EngineOptions()}
+    return engine.variants(precision, operators, asked)
 
 
 def _without_engine(target: Target, precision: str, built: EngineBuild | None) -> Selection:

@@ -10,7 +10,7 @@ from qgraph import flow
 from qgraph.errors import UsageError, unknown_name
 from qgraph.interface import InputType, OutputType
 from qgraph.listener import Listener, Silent
-from qgraph.recipe import ENGINE_TABLES, Recipe, load_recipe, with_settings
+from qgraph.recipe import ENGINE_TABLES, TABLE_OF, Recipe, load_recipe, with_settings
 from qgraph.recipe_files import named_recipes
 from qgraph.target import PRECISIONS, WEIGHT_ONLY, Target
 from qgraph.target import target as named_target
@@ -115,11 +115,12 @@ def _check_bits(recipe: Recipe, precision: str) -> None:
 
 
 def _check_engine_settings(settings: Sequence[str], hardware: Target) -> None:
-    """Refuse settings of an engine that the target does not build."""
+    """Refuse settings of an engine that the target has not."""
+    tables = {TABLE_OF[engine] for engine in hardware.engines if engine in TABLE_OF}
     for name in (setting.partition(".")[0].strip() for setting in settings):
-        if name in ENGINE_TABLES and name not in hardware.engines:
+        if name in ENGINE_TABLES and name not in tables:
             raise UsageError(
-                f"target {hardware.name!r} builds no {name} engine, which {name}.* and its options "
+                f"target {hardware.name!r} has no {name} engine, which {name}.* and its options "
                 "are for",
                 fix=f"choose a target that does, such as --target {name}",
             )

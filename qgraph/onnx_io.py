@@ -154,6 +154,24 @@ def peek(path: str | os.PathLike[str]) -> Graph:
     return Graph(_deserialize(proto, str(file)), source=file, sparse=sparse)
 
 
+def operators(path: Path) -> frozenset[str]:
+    """Return the operators of a file, those in bodies included; large weights stay on disk.
+
+    Raises:
+        ModelError: The file is missing, truncated or not ONNX.
+    """
+    proto, _ = _mapped(path)
+    check_nesting(proto, str(path))
+    waiting: list[Any] = [proto.graph, *proto.functions]
+    found: set[str] = set()
+    while waiting:
+        nodes = waiting.pop().node
+        found.update(node.op_type for node in nodes)
+        for attribute in (each for node in nodes for each in node.attribute):
+            waiting += [attribute.g] if attribute.HasField("g") else attribute.graphs
+    return frozenset(found)
+
+
 def to_proto(graph: Graph) -> onnx.ModelProto:
     """Turn a graph into one protobuf message, all weights inside.
 

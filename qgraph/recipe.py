@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from qgraph.data.image_options import ImageOptions
 from qgraph.errors import UsageError
 from qgraph.recipe_files import find_recipe, named_recipes, toml_value, validated
+from qgraph.runtime.cuda_ways import CudaSettings
 from qgraph.runtime.tensorrt.options import TensorRtOptions
 
 Precision = Literal[
@@ -34,8 +35,10 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
 
-# Tables of engines that are built, by the backend's name: what they set is no pass's option.
-ENGINE_TABLES: dict[str, type[BaseModel]] = {"tensorrt": TensorRtOptions}
+# Tables of engines: what they set is no pass's option.
+ENGINE_TABLES: dict[str, type[BaseModel]] = {"tensorrt": TensorRtOptions, "cuda": CudaSettings}
+# The backends whose tables they are.
+TABLE_OF: dict[str, str] = {"tensorrt": "tensorrt", "onnxruntime-cuda": "cuda"}
 
 
 class VerifyOptions(BaseModel):
@@ -79,6 +82,7 @@ class Recipe(BaseModel):
         exclude: Globs of node names and operators that stay in float.
         verify: Floors for the comparison with the original.
         tensorrt: How engines of `--target tensorrt` are built; None for the defaults.
+        cuda: How `--target cuda` runs a model, where that is not to be measured.
         passes: Options by pass name, then by option name. Names are checked by the pipeline.
     """
 
@@ -92,11 +96,12 @@ class Recipe(BaseModel):
     exclude: tuple[Name, ...] = ()
     verify: VerifyOptions = VerifyOptions()
     tensorrt: TensorRtOptions | None = None
+    cuda: CudaSettings | None = None
     passes: dict[Name, dict[Name, Any]] = Field(default_factory=dict)
 
     def engine_options(self, backend: str) -> BaseModel | None:
-        """Return the options of a backend that builds engines; None for its defaults."""
-        return getattr(self, backend) if backend in ENGINE_TABLES else None
+        """Return the table of a backend; None for its defaults."""
+        return getattr(self, TABLE_OF[backend]) if backend in TABLE_OF else None
 
 
 def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
@@ -144,7 +149,7 @@ def with_settings(recipe: Recipe, settings: list[str]) -> Recipe:
         tables.setdefault(names[0], {})[names[1]] = toml_value(text.strip())
     update: dict[str, Any] = {"passes": passes}
     for name, values in engines.items():
-        given = recipe.engine_options(name)
+        given: BaseModel | None = getattr(recipe, name)
         before = {} if given is None else given.model_dump(mode="json", exclude_unset=True)
         update[name] = validated(ENGINE_TABLES[name], before | values, f"--set {name}")
     return recipe.model_copy(update=update)

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
+from pydantic import BaseModel
 
 from qgraph.errors import UsageError
 
@@ -278,8 +279,16 @@ class Backend(Protocol):
 class Tunable(Protocol):
     """A backend with several ways to run a model, of which measuring finds the fastest."""
 
-    def variants(self, precision: str) -> Mapping[str, EngineOptions]:
-        """Options to try for a model of that precision, by a label for people; the plainest first."""
+    def variants(
+        self, precision: str, operators: Collection[str] = ..., asked: BaseModel | None = ...
+    ) -> Mapping[str, EngineOptions]:
+        """Options to try for a model, by a label for people; the plainest first.
+
+        Args:
+            precision: The model's.
+            operators: Names of its operators.
+            asked: What the user has decided: the engine's table of the recipe, if it has one.
+        """
         ...
 
 

@@ -8,47 +8,21 @@ Options (`EngineOptions.engine`) are the fields of `CudaOptions`.
 """
 
 import ctypes
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from pydantic import BaseModel
 
 from qgraph.errors import EngineError, QGraphError
 from qgraph.runtime.backend import EngineOptions
+from qgraph.runtime.cuda_ways import CudaOptions, CudaSettings, ways
 from qgraph.runtime.options import own_options
 from qgraph.runtime.ort_graphs import GraphSession
 from qgraph.runtime.ort_session import OrtSession, load_onnxruntime, session_options
 
 _PROVIDER = "CUDAExecutionProvider"
-
-
-@dataclass(frozen=True)
-class CudaOptions:
-    """What the CUDA provider can be told.
-
-    Attributes:
-        graph: Capture a CUDA graph for a shape that comes again, and replay it; see
-            `qgraph.runtime.ort_graphs`. Not while profiling, since a graph hides its kernels.
-        nhwc: Convolutions with channels last.
-        tf32: Multiply float32 with ten bits of mantissa.
-        conv_search: How algorithms of convolutions are found: by cuDNN's rules, by trying all at
-            the first run of a shape, or the default one.
-    """
-
-    graph: bool = False
-    nhwc: bool = False
-    tf32: bool = False
-    conv_search: Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"] = "HEURISTIC"
-
-    def provider(self, *, graph: bool) -> tuple[str, dict[str, str]]:
-        """Return the provider with its options as ONNX Runtime takes them."""
-        return _PROVIDER, {
-            "use_tf32": str(int(self.tf32)),
-            "prefer_nhwc": str(int(self.nhwc)),
-            "cudnn_conv_algo_search": self.conv_search,
-            "enable_cuda_graph": str(int(graph)),
-        }
 
 
 class OnnxRuntimeCuda:
@@ -65,19 +39,13 @@ class OnnxRuntimeCuda:
             return str(error)
         return None
 
-    def variants(self, precision: str) -> Mapping[str, EngineOptions]:
-        """Layouts, with and without CUDA graphs.
-
-        A graph is recorded for one shape and used often, so cuDNN's algorithms are tried one by
-        one for it: ResNet-50 in fp16 at batch 1 took 0.54 ms on an H100, by cuDNN's rules 0.60.
-        """
-        found = {
-            "": CudaOptions(),
-            "nhwc": CudaOptions(nhwc=True),
-            "graph": CudaOptions(graph=True, conv_search="EXHAUSTIVE"),
-            "nhwc, graph": CudaOptions(graph=True, nhwc=True, conv_search="EXHAUSTIVE"),
-        }
-        return {label: EngineOptions(engine=_changed(each)) for label, each in found.items()}
+    def variants(
+        self, precision: str, operators: Collection[str] = (), asked: BaseModel | None = None
+    ) -> Mapping[str, EngineOptions]:
+        """Layouts, CUDA graphs and fused biases; see `qgraph.runtime.cuda_ways.ways`."""
+        settings = asked if isinstance(asked, CudaSettings) else CudaSettings()
+        found = ways(operators, settings)
+        return {label: EngineOptions(engine=each.changed()) for label, each in found.items()}
 
     def device_memory(self) -> int | None:
         """Bytes in use on the first GPU; see `used_memory`."""
@@ -125,17 +93,11 @@ class OnnxRuntimeCuda:
             model,
             ort_options,
             engine=self.name,
-            providers=[own.provider(graph=graph), "CPUExecutionProvider"],
+            providers=[(_PROVIDER, own.provider_options(graph=graph)), "CPUExecutionProvider"],
             profile=options.profile,
             device="cuda",
             captures=graph,
         )
-
-
-def _changed(options: CudaOptions) -> dict[str, Any]:
-    """Options that are not the defaults, by name."""
-    plain = CudaOptions()
-    return {key: value for key, value in vars(options).items() if value != getattr(plain, key)}
 
 
 def _load() -> Any:

@@ -10,14 +10,17 @@ Its network is weakly typed: TensorRT may compute in float16 or int8 only where 
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from qgraph.errors import EngineError, QGraphError
 from qgraph.runtime.backend import EngineOptions
-from qgraph.runtime.onnxruntime_cuda import CudaOptions, gpus, preload, used_memory
+from qgraph.runtime.cuda_ways import CudaOptions
+from qgraph.runtime.onnxruntime_cuda import gpus, preload, used_memory
 from qgraph.runtime.options import own_options
 from qgraph.runtime.ort_session import OrtSession, load_onnxruntime, session_options
 
@@ -85,7 +88,9 @@ class OnnxRuntimeTensorRt:
             return str(error)
         return None
 
-    def variants(self, precision: str) -> Mapping[str, EngineOptions]:
+    def variants(
+        self, precision: str, operators: Collection[str] = (), asked: BaseModel | None = None
+    ) -> Mapping[str, EngineOptions]:
         """What the model's precision needs; with int8, float parts in float16 are tried too."""
         half = precision in ("fp16", "int4")
         plain = EngineOptions(engine=_changed(TensorRtOptions(fp16=half, int8=precision == "int8")))
@@ -115,7 +120,7 @@ class OnnxRuntimeTensorRt:
                 fix="use 'f32', and the engine's option fp16=true",
             )
         self._load()
-        cuda = CudaOptions().provider(graph=False)
+        cuda = ("CUDAExecutionProvider", CudaOptions().provider_options(graph=False))
         return OrtSession(
             model,
             session_options(chosen.threads),

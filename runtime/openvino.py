@@ -7,10 +7,12 @@ would spin against OpenVINO's threads.
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from qgraph.errors import EngineError, QGraphError
 from qgraph.runtime.backend import EngineOptions, FloatPrecision, available_cores
@@ -39,7 +41,9 @@ class OpenVino:
             return str(error)
         return None
 
-    def variants(self, precision: str) -> Mapping[str, EngineOptions]:
+    def variants(
+        self, precision: str, operators: Collection[str] = (), asked: BaseModel | None = None
+    ) -> Mapping[str, EngineOptions]:
         """True float32 in the float parts, which it does not do by itself with AMX, or bf16."""
         return {"": EngineOptions(float_precision="bf16" if precision == "bf16" else "f32")}
 

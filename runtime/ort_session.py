@@ -6,8 +6,7 @@ stderr, and every failure reaches the caller as an exception anyway.
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -18,7 +17,7 @@ from qgraph.runtime.backend import DLPack, ExecutedOp, TensorInfo, available_cor
 from qgraph.runtime.executed import read_profile
 from qgraph.runtime.ort_bound import GRAPH_ID, NO_GRAPH, OrtBound
 from qgraph.runtime.ort_values import from_feed, from_numpy, to_numpy
-from qgraph.runtime.session import SessionBase
+from qgraph.runtime.session import Running, SessionBase
 from qgraph.runtime.tensors import EXTENSION_DTYPES, Array, check_feeds, check_names
 
 _SILENT = 4
@@ -224,15 +223,13 @@ class OrtSession(SessionBase):
 
     # -- for what is bound to the session ----------------------------------------------------------
 
-    @contextmanager
-    def native(self) -> Iterator[Any]:
+    def native(self) -> Running[Any]:
         """ONNX Runtime's session, kept open while the block runs.
 
         Raises:
             EngineError: The session is closed.
         """
-        with self._running():
-            yield self._session
+        return Running(self, self._session)
 
     def run_bound(self, session: Any, binding: Any, options: Any) -> None:
         """Run on a binding and wait until its outputs are there.

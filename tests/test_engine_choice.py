@@ -28,7 +28,9 @@ class Ways(OnnxRuntimeCpu):
     name = "ways"
     provider = "CUDAExecutionProvider"
 
-    def variants(self, precision: str) -> Mapping[str, EngineOptions]:
+    def variants(
+        self, precision: str, operators: Any = (), asked: Any = None
+    ) -> Mapping[str, EngineOptions]:
         ways = {"": {}, "odd": {"odd": True}, "broken": {"broken": True}}
         return {label: EngineOptions(threads=1, engine=own) for label, own in ways.items()}
 

@@ -99,12 +99,34 @@ def _model(report: dict[str, Any], given: argparse.Namespace, name: str, folder:
             child = job | {"dtype": dtype, "nhwc": layout == "NHWC"}
             found["plain"][way] = _child(report, "plain", f"{name}, {way}", child)
             _save(report, given.folder)
-    lines = _child(report, "ours", f"{name}, ours", job)
-    found["ours"] = [line for line in lines if "batch" in line]
-    for line in lines:
-        if "batch" not in line:
-            found |= line
-    _save(report, given.folder)
+    _ours(report, given, name, job)
+
+
+def _ours(
+    report: dict[str, Any], given: argparse.Namespace, name: str, job: dict[str, Any]
+) -> None:
+    """Compile, then choose and measure for every batch; each step in a process of its own."""
+    found = report["models"][WORKLOADS[name].name]
+
+    def step(what: str, artifact: str, batch: int | None, more: dict[str, Any]) -> dict[str, Any]:
+        child = job | more | {"step": what, "artifact": artifact, "batch": batch}
+        lines = _child(report, "ours", f"{name}, ours, {what}", child)
+        return lines[-1] if lines else {}
+
+    def cell(artifact: str, batch: int) -> dict[str, Any]:
+        chosen = step("choose", artifact, batch, {})
+        way = {key: chosen[key] for key in ("engine", "options") if key in chosen}
+        return chosen | (step("measure", artifact, batch, way) if way else {})
+
+    found |= step("compile", "ours", None, {})
+    found["ours"] = []
+    for batch in job["batches"]:
+        found["ours"].append(cell("ours", batch))
+        _save(report, given.folder)
+    if job["int8"] and (int8 := step("int8", "int8", None, {})).get("precision"):
+        pairs = [(key, cell(artifact, 1)) for key, artifact in (("fp16", "ours"), ("int8", "int8"))]
+        found["int8"] = int8 | {f"{key}_us": each["us"] for key, each in pairs if "us" in each}
+        _save(report, given.folder)
 
 
 def _child(report: dict[str, Any], module: str, label: str, job: dict[str, Any]) -> list[Any]:
@@ -119,7 +141,11 @@ def _child(report: dict[str, Any], module: str, label: str, job: dict[str, Any])
         output = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
         errors, code = f"no end after {TIMEOUT_S} s", 1
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    failures = [f"{label}, batch {x['batch']}: {x['failure']}" for x in lines if "failure" in x]
+    failures = [
+        f"{label}, batch {each.get('batch')}: {each['failure']}"
+        for each in lines
+        if "failure" in each
+    ]
     if code:
         last = next(iter(errors.strip().splitlines()[-1:]), f"exit status {code}")
         failures.append(f"{label}: {last}")

@@ -23,8 +23,7 @@ def main() -> None:
     """Measure the job that is the only argument, as JSON."""
     job = json.loads(sys.argv[1])
     device = Device(job["provider"], job["seconds"])
-    warm = _open(Path(job["folder"]) / "warm.onnx", device, {}, nhwc=False)
-    _runner(warm, device, {"x": np.ones((8, 8), np.float32)})()
+    warm_up(Path(job["folder"]), device)
     base = used_memory()
     for batch in job["batches"]:
         found: dict[str, Any] = {"batch": batch}
@@ -34,6 +33,12 @@ def main() -> None:
             found["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         gc.collect()
         print(json.dumps(found), flush=True)
+
+
+def warm_up(folder: Path, device: Device) -> None:
+    """Bring up what every session needs of the device, before memory is looked at."""
+    session = _open(folder / "warm.onnx", device, {}, nhwc=False)
+    _runner(session, device, {"x": np.ones((8, 8), np.float32)})()
 
 
 def measure(

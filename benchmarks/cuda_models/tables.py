@@ -42,7 +42,8 @@ def missed(report: Mapping[str, Any]) -> list[str]:
         for cell in found.get("ours", []):
             lines += _missed_cell(name, found, cell)
         int8 = found.get("int8")
-        if int8 and not int8["same_file"] and int8["int8_us"] > int8["fp16_us"] * WITHIN:
+        timed = int8 and {"int8_us", "fp16_us"} <= int8.keys()
+        if timed and not int8["same_file"] and int8["int8_us"] > int8["fp16_us"] * WITHIN:
             lines.append(f"{name}: int8 is slower than fp16")
     return lines
 
@@ -89,7 +90,8 @@ def _model(name: str, found: Mapping[str, Any]) -> list[str]:
     lines.append(
         _row(["ours / plain fp16", *(_ratio(c, ("", t) if t else None) for c, t in against)])
     )
-    if int8 := found.get("int8"):
+    int8 = found.get("int8")
+    if int8 and {"int8_us", "fp16_us"} <= int8.keys():
         what = "the same file as fp16" if int8["same_file"] else f"nodes {int8['nodes']}"
         ratio = int8["int8_us"] / int8["fp16_us"]
         lines += [

@@ -92,7 +92,7 @@ def test_a_recipe_file_has_the_table(tmp_path):
 
 
 def test_settings_for_an_engine_that_the_target_does_not_build_are_refused():
-    with pytest.raises(UsageError, match="target 'cpu' builds no tensorrt engine"):
+    with pytest.raises(UsageError, match="target 'cpu' has no tensorrt engine"):
         resolve("cpu", None, None, (), ["tensorrt.opt_level=1"], None)
     job = resolve("gpu-nvidia:8.9", None, None, (), ["tensorrt.opt_level=1"], None)
     assert job.recipe.tensorrt == TensorRtOptions(opt_level=1) and job.target.variant == "8.9"
