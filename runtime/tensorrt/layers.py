@@ -1,4 +1,4 @@
-"""What an engine says about its layers, mapped back to the nodes of the model.
+"""What a TensorRT engine says about its layers.
 
 The JSON is what `EngineInspector.get_engine_information` prints with detailed verbosity:
 https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/engine-tools.html. A layer's
@@ -8,11 +8,11 @@ TensorRT 11 has renamed fields (migration guide, IEngineInspector); both spellin
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qgraph.errors import EngineError
+from qgraph.runtime.layers import Layer
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]*)\]")
 _TYPE_FIELDS = ("DataType", "Format/Datatype", "Format")
@@ -27,56 +27,6 @@ _TYPES = (
     (re.compile(r"\b(fp32|float|float32)\b"), "fp32"),
     (re.compile(r"\bu?int\d+\b|\bbool\b"), "integer"),
 )
-_REFORMATS = ("reformat", "reformatting copynode")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of an engine.
-
-    Attributes:
-        name: The engine's name for it.
-        kind: Its type, such as `CaskConvolution` or `Reformat`.
-        nodes: The model's nodes that it runs; several are fused.
-        reads: Element types of its inputs, such as `int8`.
-        writes: Element types of its outputs.
-        tactic: Name of its kernel; empty where the engine hides it.
-        time_us: Microseconds a run; None where not measured.
-    """
-
-    name: str
-    kind: str = ""
-    nodes: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
-    tactic: str = ""
-    time_us: float | None = None
-
-    @property
-    def reformats(self) -> bool:
-        """Whether it only changes the layout or type of a tensor."""
-        return self.kind.lower() in _REFORMATS or self.name.lower().startswith(_REFORMATS)
-
-    @property
-    def fused(self) -> bool:
-        """Whether it runs several nodes in one kernel."""
-        return len(self.nodes) > 1
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """A layer beside what was planned for its nodes.
-
-    Attributes:
-        layer: The layer.
-        planned: Precision that the plan has for its nodes: the narrowest of them; empty if none.
-        as_planned: Whether it reads that precision; True where nothing narrower than the
-            engine's float types was planned.
-    """
-
-    layer: Layer
-    planned: str
-    as_planned: bool
 
 
 def parse_layers(text: str, times_us: Mapping[str, float] | None = None) -> list[Layer]:
@@ -95,25 +45,6 @@ def parse_layers(text: str, times_us: Mapping[str, float] | None = None) -> list
         raise EngineError("the engine's description can't be read", where="tensorrt") from error
     times = times_us or {}
     return [_layer(each, times) for each in found]
-
-
-def map_layers(layers: Iterable[Layer], plan: Mapping[str, str]) -> list[Mapped]:
-    """Put layers beside the plan, those that did not run as planned first, then the slowest.
-
-    Args:
-        layers: Of an engine.
-        plan: By node name, its precision, as explain.json has them.
-    """
-    mapped = [_mapped(layer, plan) for layer in layers]
-    return sorted(mapped, key=lambda each: (each.as_planned, -(each.layer.time_us or 0.0)))
-
-
-def _mapped(layer: Layer, plan: Mapping[str, str]) -> Mapped:
-    wanted = {plan[node] for node in layer.nodes if node in plan}
-    narrow = [name for name in ("int4", "fp4", "fp8", "int8") if name in wanted]
-    if not narrow or layer.reformats or not layer.reads:
-        return Mapped(layer, next(iter(sorted(wanted)), ""), True)
-    return Mapped(layer, narrow[0], narrow[0] in layer.reads)
 
 
 def _layer(entry: Any, times: Mapping[str, float]) -> Layer:

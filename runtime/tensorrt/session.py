@@ -17,10 +17,11 @@ import numpy as np
 from qgraph.errors import DataError, EngineError, UsageError, unknown_name
 from qgraph.runtime.backend import EngineOptions, ExecutedOp, TensorInfo, format_shape
 from qgraph.runtime.builder import BuildRequest
+from qgraph.runtime.layers import Layer
 from qgraph.runtime.session import SessionBase
 from qgraph.runtime.tensorrt.build import build_engine
 from qgraph.runtime.tensorrt.device import device
-from qgraph.runtime.tensorrt.layers import Layer, parse_layers
+from qgraph.runtime.tensorrt.layers import parse_layers
 from qgraph.runtime.tensorrt.library import Library
 from qgraph.runtime.tensorrt.options import spell
 from qgraph.runtime.tensorrt.plan import plan_of, read_plan

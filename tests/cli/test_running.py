@@ -150,3 +150,21 @@ def test_bench_tables(invoke, convnet):
     result = invoke("bench", convnet, "--vs", convnet, "--seconds", "0.1", "--no-memory", "-q")
     assert result.exit_code == 0 and "times as fast as" in result.stdout
     assert result.stderr == ""
+
+
+def test_layers_of_a_model_and_its_results_beside_the_reference(invoke, invoke_json, convnet):
+    result = invoke("layers", convnet)
+    assert result.exit_code == 0 and "in onnxruntime-cpu" in result.stdout
+    found = invoke_json("layers", convnet)
+    names = {node.name for node in onnx.load(convnet).graph.node}
+    assert found["layers"] and all(set(each["nodes"]) <= names for each in found["layers"])
+    times = [each["time_us"] for each in found["layers"]]
+    assert times == sorted(times, reverse=True)
+    found = invoke_json("layers", convnet, "--compare")
+    assert found["results"][-1]["name"] == "logits"
+    assert all(each["max_relative"] < 1e-4 for each in found["results"])
+
+
+def test_layers_of_what_is_not_there(invoke, convnet):
+    assert "no such file" in invoke("layers", "nix.onnx").stderr
+    assert "onnxruntime-cpu" in invoke("layers", convnet, "--engine", "onnxruntime-cpux").stderr

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from qgraph.errors import EngineError
-from qgraph.runtime.tensorrt.layers import map_layers, parse_layers
+from qgraph.runtime.layers import map_layers
+from qgraph.runtime.tensorrt.layers import parse_layers
 
 TEN = json.dumps(
     {

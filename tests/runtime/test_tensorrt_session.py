@@ -10,11 +10,11 @@ from models.digits.data import load as load_digits
 from qgraph.errors import DataError, EngineError
 from qgraph.runtime.backend import EngineOptions, Session
 from qgraph.runtime.compare import compare
+from qgraph.runtime.layers import map_layers
 from qgraph.runtime.reference import open_reference
 from qgraph.runtime.tensorrt import session as module
 from qgraph.runtime.tensorrt.backend import TensorRt
 from qgraph.runtime.tensorrt.device import Device, device
-from qgraph.runtime.tensorrt.layers import map_layers
 from qgraph.runtime.tensorrt.library import MODULES, load_library
 from qgraph.runtime.tensorrt.session import cant_run
 
