@@ -6,6 +6,8 @@ if TYPE_CHECKING:
     import os
 
     from qgraph.artifact import Artifact as Artifact
+    from qgraph.bisection import Bisection as Bisection
+    from qgraph.bisection import bisect as bisect
     from qgraph.calibration import calibrate as calibrate
     from qgraph.compiler import compile as compile
     from qgraph.context import Context as Context
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 # Loaded on first use, so that `qgraph --help` does not wait for onnx.
 _HOMES = {
     "Artifact": "qgraph.artifact",
+    "Bisection": "qgraph.bisection",
     "Context": "qgraph.context",
     "Evaluation": "qgraph.evaluation",
     "Fusion": "qgraph.pipeline",
@@ -41,6 +44,7 @@ _HOMES = {
     "Recipe": "qgraph.recipe",
     "Reject": "qgraph.pipeline",
     "Session": "qgraph.runtime.backend",
+    "bisect": "qgraph.bisection",
     "calibrate": "qgraph.calibration",
     "compile": "qgraph.compiler",
     "compile_within": "qgraph.search",
@@ -52,6 +56,7 @@ _HOMES = {
 
 __all__ = [
     "Artifact",
+    "Bisection",
     "Context",
     "Evaluation",
     "Fusion",
@@ -64,6 +69,7 @@ __all__ = [
     "Reject",
     "Session",
     "__version__",
+    "bisect",
     "calibrate",
     "compile",
     "compile_within",

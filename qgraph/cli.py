@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from qgraph import __version__
 from qgraph.commands import (
     bench,
+    bisect,
     calibrate,
     compile,
     completion,
@@ -50,6 +51,7 @@ COMMANDS = {
     "deploy": deploy,
     "verify": verify,
     "layers": layers,
+    "bisect": bisect,
     "diff": diff,
     "explain": explain,
     "passes": passes,

@@ -157,7 +157,7 @@ def compile(
             if finished is not None and finished.graph is not None:
                 graph, stages, floating, simulated = finished.graph, finished.stages, None, None
             else:
-                stages, floating, simulated = _rewrite(graph, job, context, passes, hooks, scratch)
+                stages, floating, simulated = rewrite(graph, job, context, passes, hooks, scratch)
             job.listener.stage("writing")
             written = onnx_io.save(graph, scratch / MODEL)
             own = _own(job, scratch, context, hooks)
@@ -201,7 +201,10 @@ def compile(
                 target=job.target.name,
                 requested_precision=job.requested,
                 precision=job.precision,
-                recipe=job.recipe.model_dump(mode="json"),
+                # With what was excluded on the command line.
+                recipe=job.recipe.model_copy(update={"exclude": job.exclude}).model_dump(
+                    mode="json"
+                ),
                 data=_described(dataset, finished),
                 random_calibration=bool(dataset and dataset.random),
                 stages=[record.stage_record(stage) for stage in stages],
@@ -245,7 +248,7 @@ def _described(dataset: DataSet | None, finished: Finished | None) -> dict[str, 
 # -- the passes ------------------------------------------------------------------------------------
 
 
-def _rewrite(
+def rewrite(
     graph: Graph,
     job: Job,
     context: Context,

@@ -5,7 +5,7 @@ for float inputs, and biases are corrected behind float inputs. So what one cali
 for every choice of layers.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
 from typing import Any
@@ -19,7 +19,7 @@ from qgraph.encoding import Encoding
 from qgraph.facts import Placement, Plan, QuantizedWeight
 from qgraph.graph import Graph
 from qgraph.job import Job
-from qgraph.pipeline import Hook, Pipeline, Stage
+from qgraph.pipeline import Hook, Pass, Pipeline, Stage
 
 _CORRECT = "correct_bias"
 
@@ -113,7 +113,13 @@ class Prepared:
         graph.drop_unread_initializers()
 
 
-def prepare(graph: Graph, job: Job, context: Context, hooks: list[Hook] | None = None) -> Prepared:
+def prepare(
+    graph: Graph,
+    job: Job,
+    context: Context,
+    hooks: list[Hook] | None = None,
+    own: Sequence[Pass] = (),
+) -> Prepared:
     """Run every pass of int8 but those that write Q/DQ.
 
     Args:
@@ -121,12 +127,13 @@ def prepare(graph: Graph, job: Job, context: Context, hooks: list[Hook] | None =
         job: Target and options.
         context: What passes are told, calibration data with it.
         hooks: Called after every pass.
+        own: The caller's passes, as `compile` takes them.
 
     Raises:
         DataError, ModelError, EngineError: What the names say.
     """
     options = {name: dict(values) for name, values in job.recipe.passes.items()}
-    stages = Pipeline(flow.exact_passes(options), hooks=hooks or []).run(graph, context)
+    stages = Pipeline(flow.exact_passes(options, own), hooks=hooks or []).run(graph, context)
     passes = flow.quantizing_passes("int8", options, job.target)
     calibrating = [p for p in passes if p.name not in (_CORRECT, *flow.INSERTING)]
     given = graph.facts.present()
