@@ -83,7 +83,8 @@ class WeightOnly(Pass):
         clip: Ranges searched: `squared` by the squared error, `gptq` by its 2.4-norm, `none`.
         order: GPTQ: rows with the largest inputs first.
         damping: GPTQ: share of the mean diagonal added to the Gram matrix.
-        sweeps: GPTQ: passes of coordinate descent afterwards.
+        sweeps: GPTQ: passes of coordinate descent afterwards; default: 1 for symmetric codes, which it
+            helps more, else 0.
         refit: GPTQ: fit the scales to the codes in each of them.
         threshold: LLM.int8(): channels whose inputs reach it stay in float.
         head: Quantize layers that make a graph output too.
@@ -110,8 +111,8 @@ class WeightOnly(Pass):
     scaling: bool = True
     clip: Literal["squared", "gptq", "none"] = "squared"
     order: bool = True
-    damping: Annotated[float, Field(ge=0)] = 0.05
-    sweeps: Annotated[int, Field(ge=0)] = 0
+    damping: Annotated[float, Field(ge=0)] = 0.08
+    sweeps: Annotated[int, Field(ge=0)] | None = None
     refit: bool = False
     threshold: Annotated[float, Field(gt=0)] = 6.0
     head: bool = False
@@ -234,7 +235,7 @@ class WeightOnly(Pass):
             damping=self.damping,
             order=self.order,
             search=search,
-            sweeps=self.sweeps,
+            sweeps=int(symmetric) if self.sweeps is None else self.sweeps,
             refit=self.refit,
         )
         scaling = self.scaling and uniform and context.data is not None
