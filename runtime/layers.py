@@ -1,6 +1,6 @@
 """What an engine really ran, layer by layer, beside what was planned for the model's nodes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -118,7 +118,17 @@ def layers_of(
             session.run(feeds)
         return session.layers()
     known = frozenset(names)
-    return [_ran(op, known) for op in session.profile(feeds, runs)]
+    return [_ran(op, known) for op in once(session.profile(feeds, runs))]
+
+
+def once(ops: Sequence[ExecutedOp]) -> list[ExecutedOp]:
+    """Leave out nodes that a provider was only given where the same ones were timed.
+
+    ONNX Runtime lists what it gave to a provider apart from what its profile saw run; only of
+    subgraphs that a provider compiled is nothing else known.
+    """
+    timed = {op.name for op in ops if op.time_us is not None}
+    return [op for op in ops if op.time_us is not None or op.name not in timed]
 
 
 def _ran(op: ExecutedOp, names: frozenset[str]) -> Layer:

@@ -227,8 +227,6 @@ def command(
                 "--batch": batch,
                 "--shapes": shapes,
                 "--sm": sm,
-                "--workers": workers,
-                "--ray": ray,
                 "--force": force,
                 "--encodings": encodings,
                 "--io": io,
@@ -261,6 +259,8 @@ def command(
             settings=with_memory(settings, memory),
             points=POINTS if pareto else 0,
             pick=pick,
+            workers=workers,
+            ray=ray,
         )
         return
     lines, precision = with_weights(settings or [], precision, bits, group, symmetric, batch)

@@ -21,7 +21,7 @@ from qgraph.kv_cache import cache_axes
 from qgraph.listener import Listener
 from qgraph.metrics import metric as find_metric
 from qgraph.metrics.metric import Metric
-from qgraph.preparation import job_context, original_file
+from qgraph.preparation import job_context, job_executor, original_file
 from qgraph.recipe import Recipe
 from qgraph.recognise import quantized_ops
 from qgraph.runtime import backend
@@ -40,8 +40,10 @@ from qgraph.search.record import search_json
 from qgraph.search.refine import Refined, refine
 from qgraph.search.segments import write_segments
 from qgraph.search.sensitivity import Sensitivity, measure
+from qgraph.search.tasks import run_tasks, sweeping
 from qgraph.search.whole import Round, Whole, time_whole, with_memory
 from qgraph.search.workspace import Workspace
+from qgraph.tasks import Executor, InProcess
 
 # Engine in which the original answers and boundaries are computed.
 REFERENCE = "onnxruntime-cpu"
@@ -69,6 +71,8 @@ def compile_within(
     settings: Sequence[str] = (),
     points: int = 0,
     pick: int | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
     listener: Listener | None = None,
 ) -> Artifact:
     """Compile to the fastest (or smallest) mix of precisions that keeps a promise.
@@ -92,6 +96,8 @@ def compile_within(
         points: How many points of the front between loss and aim to verify; 0 for none.
         pick: Build this one of them, counted from 1, in place of the best; of those that an artifact
             in `output` has of the same model, without searching again.
+        workers: Worker processes for calibration and sensitivity; default: this process alone.
+        ray: Address of a Ray cluster that does them instead; see docs/distributed.md.
         listener: Told how it goes.
 
     Returns:
@@ -106,10 +112,15 @@ def compile_within(
     folder = Path(output) if output is not None else output_folder(model, None, job)
     check_output(folder)
     chosen = find_metric(metric) if isinstance(metric, str) else metric
-    with original_file(model) as original, tempfile.TemporaryDirectory(prefix="qgraph-") as scratch:
+    executor = job_executor(job, workers, ray)
+    with (
+        original_file(model) as original,
+        tempfile.TemporaryDirectory(prefix="qgraph-") as scratch,
+        executor,
+    ):
         with backend(REFERENCE).open(original) as answering:
             space = _open(original, job, goal, chosen.bind([original]), data, samples, answering,
-                          Path(scratch))  # fmt: skip
+                          Path(scratch), executor)  # fmt: skip
             front = pareto.kept(folder, original) if pick is not None and not points else []
             found = Found(space) if front else _search(space, assign)
             front = front or pareto.measure_front(space, found, max(points, pick or 0))
@@ -129,6 +140,7 @@ def _open(
     samples: int | None,
     answering: Any,
     folder: Path,
+    executor: Executor,
 ) -> Workspace:
     """Load, split the data, run the original on it, calibrate."""
     job.listener.stage("loading")
@@ -140,9 +152,10 @@ def _open(
     job.listener.stage("running the original")
     judge = Judge(metric, parts.search, answering)
     prepared = prepare(
-        graph, job, job_context(job, _calibration(graph, job, parts.calibration), None)
+        graph, job, job_context(job, _calibration(graph, job, parts.calibration), None, executor)
     )
-    return Workspace(job, goal, metric, parts, prepared, folder, judge, open_cache())
+    tasks = None if isinstance(executor, InProcess) else executor
+    return Workspace(job, goal, metric, parts, prepared, folder, judge, open_cache(), tasks)
 
 
 def _calibration(graph: Graph, job: Job, feeds: Sequence[Feeds]) -> DataSet:
@@ -227,6 +240,7 @@ def _sensitivity(space: Workspace) -> tuple[dict[str, Seen], Sensitivity]:
         together=space.parts.data.layout.free,
         sample_bytes=sweep_bytes(segments, seen),
         store=space.store,
+        run=run_tasks if space.executor is None else sweeping(space.executor, folder),
         progress=_progress(space, "measuring sensitivity"),
     )
     return seen, found

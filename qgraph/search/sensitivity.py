@@ -8,7 +8,6 @@ map, and energies add up).
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,8 @@ MOST = 96
 # Error energies below this part of the signal are not told apart.
 LEAST = 1e-12
 _BATCH = 4
+# Samples of a task. Sums of floats depend on how they are grouped, so this depends on no machine.
+_SHARE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +90,8 @@ def measure(
     nearby = tuple(probe for probe in every if probe[0] not in chosen)
     batches = batched(samples, _BATCH if together else 1)
     # As many shares as cores work at once.
-    cores = available_cores()
-    most = memory / cores / max(sample_bytes, 1.0)
-    rows = max(1, int(min(most, math.ceil(len(samples) / cores))))
+    most = memory / available_cores() / max(sample_bytes, 1.0)
+    rows = max(1, int(min(most, _SHARE)))
     tasks = [Task(str(folder), share, carried, nearby, metric) for share in _shares(batches, rows)]
     content = _content(folder)
     keys = [_key(task, content) for task in tasks]

@@ -24,6 +24,7 @@ from qgraph.search.parts import Parts
 from qgraph.search.prepared import Prepared, clone
 from qgraph.search.units import Link, Unit, find_units, links
 from qgraph.search.whole import Whole
+from qgraph.tasks import Executor
 
 # Whole models to compare mixes with, beside the float one.
 OTHERS = ("bf16", "int8-dynamic")
@@ -42,6 +43,7 @@ class Workspace:
         folder: Where models lie.
         judge: Scores on the samples that are searched with.
         store: Where measurements are kept.
+        executor: Runs the tasks of calibration and sensitivity; None runs them in this process.
         units: What is decided.
         links: The values between units.
         option_names: The names of each unit's options.
@@ -57,6 +59,7 @@ class Workspace:
     folder: Path
     judge: Judge
     store: Cache | None
+    executor: Executor | None = None
     units: list[Unit] = field(init=False)
     links: list[Link] = field(init=False)
     option_names: list[list[str]] = field(default_factory=list)

@@ -5,8 +5,8 @@ import onnx
 import pytest
 
 from qgraph.runtime import backend
-from qgraph.runtime.backend import EngineOptions
-from qgraph.runtime.layers import Mapped, layers_of, map_layers
+from qgraph.runtime.backend import EngineOptions, ExecutedOp
+from qgraph.runtime.layers import Mapped, layers_of, map_layers, once
 
 MODEL = """<ir_version: 9, opset_import: ["": 17]> g (float[n, 64] x) => (float[n, 8] y)
     <float s = {0.02}, uint8 z = {128}, float t = {0.01}, float u = {0.5}> {
@@ -53,3 +53,10 @@ def test_what_only_converts_is_said(found: dict[str, Mapped]) -> None:
         "DequantizeLinear",
     }
     assert found["Exp"].layer.reads == ("fp32",)
+
+
+def test_what_was_given_to_a_provider_and_timed_counts_once() -> None:
+    timed = ExecutedOp("a", "MatMul", "CUDAExecutionProvider", ("float16",), ("float16",), 3.0)
+    given = ExecutedOp("a", "MatMul", "CUDAExecutionProvider")
+    compiled = ExecutedOp("b", "Conv", "OpenVINOExecutionProvider")
+    assert once([timed, given, compiled]) == [timed, compiled]

@@ -18,8 +18,9 @@ from qgraph.search.observed import observe, sweep_bytes
 from qgraph.search.prepared import prepare
 from qgraph.search.segments import read_segments, write_segments
 from qgraph.search.sensitivity import measure
-from qgraph.search.tasks import run_tasks
+from qgraph.search.tasks import run_tasks, sweeping
 from qgraph.search.units import find_units, links
+from qgraph.tasks import open_executor
 
 NAMES = ["digits_cnn", "digits_vit", "digits_gru"]
 
@@ -82,6 +83,18 @@ def test_batches_and_shares_change_nothing(cut):
     )
     np.testing.assert_allclose(one.loss, other.loss, rtol=1e-3, atol=1e-9)
     np.testing.assert_array_equal(one.drop, other.drop)
+
+
+def test_worker_processes_find_the_same_to_the_bit(cut):
+    _, _, folder, samples, _ = cut
+    options = {"metric": metric("top1"), "together": True}
+    alone = measure(folder / "segments", samples, **options)
+    with open_executor(2, None) as executor:
+        run = sweeping(executor, folder / "segments")
+        found = measure(folder / "segments", samples, run=run, **options)
+    np.testing.assert_array_equal(found.loss, alone.loss)
+    np.testing.assert_array_equal(found.written, alone.written)
+    np.testing.assert_array_equal(found.drop, alone.drop)
 
 
 def test_what_was_measured_is_not_measured_again(cut, tmp_path):
