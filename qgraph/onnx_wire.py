@@ -44,7 +44,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]] | N
     try:
         light, heavy = _split(memoryview(mapped))
         proto = onnx.load_model_from_string(light)
-    except (DecodeError, ValueError, IndexError, RecursionError):
+    except (DecodeError, ValueError, IndexError, RecursionError, TypeError):
         return None
     named = {tensor.name or "": tensor for tensor in heavy}
     if not heavy or len(named) < len(heavy):

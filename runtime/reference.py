@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 
 from qgraph.errors import ModelError, unknown_name
+from qgraph.runtime.exact_products import may_overflow, with_exact_products
 from qgraph.runtime.ort_session import OrtSession, load_onnxruntime, session_options
 
 ENGINE = "reference"
@@ -42,6 +43,11 @@ def open_reference(
     options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     source: Path | bytes = model
+    if may_overflow(model):
+        source = with_exact_products(_parse(model)).SerializeToString()
+        if isinstance(model, Path):
+            options.add_session_config_entry(_EXTERNAL_FOLDER, str(model.resolve().parent))
+        model = source
     if outputs:
         source = _with_outputs(model, outputs)
         if isinstance(model, Path):

@@ -1,5 +1,6 @@
 """What every pass is held to: fires, stays put, interface kept, numbers, a second run is quiet."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from qgraph import onnx_io
 from qgraph.context import Context
 from qgraph.graph import Graph
 from qgraph.pipeline import Pass, PassReport, Pipeline
+from qgraph.runtime.exact_products import overflows, with_exact_products
 
 RTOL = 1e-4  # of the output's range, for exact passes (DESIGN.md)
 
@@ -43,6 +45,8 @@ def run_reference(proto: onnx.ModelProto, feeds: Mapping[str, Any]) -> dict[str,
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    if overflows():
+        proto = with_exact_products(copy.deepcopy(proto))
     session = ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -1,5 +1,6 @@
 """What every weight form is held to: its model computes x @ dequantize(), saved and loaded again."""
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from qgraph.facts import QuantizedWeight
 from qgraph.graph import Graph
 from qgraph.passes.weight_forms import put
 from qgraph.pipeline import Reject
+from qgraph.runtime.exact_products import overflows, with_exact_products
 
 TYPES = {np.float32: "float", np.float16: "float16"}
 # Of the largest product. Half precision rounds scales, products and sums.
@@ -70,6 +72,8 @@ def run(proto: onnx.ModelProto, x: np.ndarray, optimised: bool = False) -> np.nd
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if overflows():
+        proto = with_exact_products(copy.deepcopy(proto))
     session = ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -161,13 +161,15 @@ def grams(data, tasks, samples=100):
 
 
 @pytest.mark.parametrize("samples", [100, 32])
-def test_grams_are_the_same_to_the_bit(samples, file, images, two):
+def test_grams_are_the_same_to_the_last_bits(samples, file, images, two):
     for data in (file, images, generated(images)):
         alone = grams(data, None, samples)
         for tasks in (InProcess(), two) if data is file else (InProcess(),):
             for first, second in zip(alone, grams(data, tasks, samples), strict=True):
                 assert first.rows == second.rows
-                assert first.matrix(centred=True).tobytes() == second.matrix(centred=True).tobytes()
+                # Some CPUs' BLAS adds float32 up in an order that depends on the threads.
+                one, other = first.matrix(centred=True), second.matrix(centred=True)
+                np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * np.abs(one).max())
 
 
 def test_channel_statistics_are_the_same_sample_by_sample(file, images, two, small_shards):

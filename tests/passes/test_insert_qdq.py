@@ -11,6 +11,7 @@ from qgraph.passes.insert_qdq import InsertQDQ
 from qgraph.passes.plan import PlanQuantization
 from qgraph.pipeline import Pipeline
 from qgraph.runtime import backend
+from qgraph.runtime.exact_products import overflows
 from qgraph.runtime.executed import executed_ops
 from qgraph.target import target
 
@@ -283,7 +284,8 @@ def test_shared_weights_are_stored_once_and_scaled_apart_where_biases_differ():
         for t in case.after.graph.initializer
         if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4
     ]
-    assert len(codes) == 1 and ran.count("QLinearConv") == 3
+    # onnxruntime can't make shared weights exact for CPUs without VNNI: they run in float there.
+    assert len(codes) == 1 and ran.count("QLinearConv") == (0 if overflows() else 3)
 
 
 def test_grouped_strided_and_one_dimensional_convolutions():

@@ -54,7 +54,9 @@ def test_layers_solved_together_are_solved_as_alone(method):
     for weight, solution in zip(matrices, together, strict=True):
         (alone,) = solve_group([weight], statistics(x), settings)
         np.testing.assert_array_equal(solution.weight.codes, alone.weight.codes)
-        np.testing.assert_array_equal(solution.weight.encoding.scale, alone.weight.encoding.scale)
+        # Some CPUs' BLAS adds up differently for other widths.
+        scales = [each.weight.encoding.scale for each in (solution, alone)]
+        np.testing.assert_allclose(*scales, rtol=1e-6)
         assert solution.before == pytest.approx(alone.before, rel=1e-6)
 
 
