@@ -8,16 +8,15 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from qgraph.context import Context
-from qgraph.encoding import Spec
-from qgraph.errors import UsageError
 from qgraph.facts import Plan, QuantizedWeight
 from qgraph.graph import Graph
 from qgraph.passes.calibration_cache import code_digest, data_key, graph_key
-from qgraph.passes.weight_only.fitting import slower, whole_blocks
+from qgraph.passes.weight_only.layer_settings import asked_of, own_settings, settings_of
 from qgraph.passes.weight_only.layers import Layer, find_layers
 from qgraph.passes.weight_only.record import float_share, record
+from qgraph.passes.weight_only.relieve import relieve
 from qgraph.passes.weight_only.sequential import Quantized, on_data, without_data
-from qgraph.passes.weight_only.solve import MIXED, Settings, Solution, solve_group
+from qgraph.passes.weight_only.solve import Settings, Solution
 from qgraph.passes.weight_only.store import Store
 from qgraph.passes.weight_only.tables import (
     Table,
@@ -27,16 +26,11 @@ from qgraph.passes.weight_only.tables import (
     tied_tables,
     write_table,
 )
+from qgraph.passes.weight_only.wishes import read_wishes
 from qgraph.passes.weight_only.write import fold_scales, write_weight
-from qgraph.passes.weights import WEIGHT_QUANTIZERS
-from qgraph.passes.weights.gptq import GPTQOptions
-from qgraph.passes.weights.grid import SHARES, RangeSearch
 from qgraph.pipeline import Pass, PassReport
 from qgraph.target import ANYTHING, WeightOnlyRules
 
-# What methods that need data are replaced with where there is none.
-WITHOUT_DATA = "clipped"
-ON_DATA = ("gptq", MIXED)
 # Files of the package whose code decides a result.
 _CODE = ("weights/*.py", "weight_only/*.py")
 
@@ -87,6 +81,8 @@ class WeightOnly(Pass):
             helps more, else 0.
         refit: GPTQ: fit the scales to the codes in each of them.
         threshold: LLM.int8(): channels whose inputs reach it stay in float.
+        layers: Lines `PATTERN=BITS[:GROUP[:METHOD]]` or `PATTERN=float` for layers of these names,
+            such as `*down_proj*=8:32`; the last that fits. What a line leaves out is as above.
         head: Quantize layers that make a graph output too.
         embeddings: Quantize tables that Gather reads too, rounded to nearest in the same groups
             along their rows.
@@ -115,6 +111,7 @@ class WeightOnly(Pass):
     sweeps: Annotated[int, Field(ge=0)] | None = None
     refit: bool = False
     threshold: Annotated[float, Field(gt=0)] = 6.0
+    layers: tuple[str, ...] = ()
     head: bool = False
     embeddings: bool = False
     embedding_bits: Literal[4, 8] = 8
@@ -130,24 +127,29 @@ class WeightOnly(Pass):
     breaks: ClassVar[frozenset[str]] = frozenset({"units", "attention"})
     numerics = "rounding"
 
+    def __post_init__(self) -> None:
+        """Refuse lines of `layers` that can't be read."""
+        read_wishes(self.layers)
+
     def run(self, graph: Graph, context: Context) -> PassReport:
         """Quantize and write all weights.
 
         Raises:
-            UsageError: The target has no such codes or groups.
+            UsageError: The target has no such codes or groups, or `layers` fits none.
             DataError: The data has no samples, or makes a layer's input NaN or infinite.
             EngineError: onnxruntime is missing or refuses a part of the graph.
         """
         graph.name_nodes()
         rules = ANYTHING if context.target is None else context.target.weight_only
         report = PassReport()
-        settings = self._settings(rules, report, context)
-        layers, refused = self._layers(graph, context, settings, report)
-        if settings.uniform:
-            blocks, broken = whole_blocks(layers, self.group, rules)
-            refused.update(broken)
-            settings = replace(settings, blocks=blocks)
-            layers = [layer for layer in layers if layer.name not in broken]
+        settings = settings_of(replace(self, layers=()), rules, report, context)
+        layers, refused = find_layers(
+            graph, exclude=context.exclude, head=self.head, least=self.min_elements
+        )
+        asked = asked_of(self, layers, refused)
+        own = own_settings(asked, refused, rules, report, context)
+        layers = [layer for layer in layers if layer in own]
+        own = {layer: own[layer] for layer in layers}
         tied = tied_tables(layers)
         tables: list[Table] = []
         if self.embeddings:
@@ -162,18 +164,19 @@ class WeightOnly(Pass):
             plan.nodes[name] = ("float", reason)
             report.refuse(name, reason)
         sizes = {layer.name: math.prod(layer.shape) for layer in layers}
-        store = Store(self._key(graph, context, settings, layers))
+        store = Store(self._key(graph, context, own))
         finished = False
         try:
-            found = self._quantized(graph, layers, settings, context, store)
+            found = self._quantized(graph, own, context, store)
             if found.resumed:
                 report.notes.append(f"{found.resumed} layers were done by an interrupted run")
-            found = self._relieved(graph, found, settings)
+            named = [layer for layer in layers if asked[layer].layers]
+            found = relieve(graph, found, own, self.skip_worse, but=named)
             solutions = fold_scales(graph, found)
             for layer in layers:
                 solution = solutions[layer]
                 folded = solution.scale is not None or solution is not found.solutions[layer]
-                self._write(graph, layer, solution, rules, plan, report, folded)
+                asked[layer]._write(graph, layer, solution, rules, plan, report, folded)
             self._write_tables(graph, tables, solutions, settings, rules, plan, report)
             finished = True
         finally:
@@ -185,112 +188,27 @@ class WeightOnly(Pass):
         graph.facts.plan, graph.facts.quantized = plan, True
         return report
 
-    def _layers(
-        self, graph: Graph, context: Context, settings: Settings, report: PassReport
-    ) -> tuple[list[Layer], dict[str, str]]:
-        """Return the layers that few bits suit, and why the others stay in float, by name."""
-        layers, refused = find_layers(
-            graph, exclude=context.exclude, head=self.head, least=self.min_elements
-        )
-        if not settings.uniform:
-            experts = [layer.name for layer in layers if len(layer.shape) == 3]
-            reason = f"{settings.method} takes no stack of experts' weights"
-            refused.update(dict.fromkeys(experts, reason))
-        if self.batch is not None:
-            precision = (f"int{self.bits}", self.group)
-            slow, warnings = slower(layers, *precision, self.batch, context.target)
-            refused.update(slow)
-            report.warnings += warnings
-        return [layer for layer in layers if layer.name not in refused], refused
-
-    def _settings(self, rules: WeightOnlyRules, report: PassReport, context: Context) -> Settings:
-        """Return how to quantize, once the target is known to execute it."""
-        symmetric = rules.symmetric if self.symmetric is None else self.symmetric
-        uniform = self.method in WEIGHT_QUANTIZERS
-        rules.check(self.method, uniform, self.bits, self.group, symmetric)
-        if self.skip_worse and 8 not in rules.bits:
-            raise UsageError(
-                "the target has no 8-bit weights", fix="leave weight_only.skip_worse at 0"
-            )
-        if self.embeddings and "Table" not in rules.forms:
-            raise UsageError(
-                "the target has no tables in few bits", fix="leave weight_only.embeddings off"
-            )
-        method = self.method
-        if context.data is None and method in ON_DATA:
-            report.warnings.append(f"{method} needs data: did {WITHOUT_DATA} instead; pass --data")
-            method = WITHOUT_DATA  # type: ignore[assignment]
-        spec = Spec(
-            f"{'int' if symmetric else 'uint'}{self.bits}",
-            symmetric,
-            axis=0 if self.group else 1,
-            block=self.group,
-        )
-        search = RangeSearch(
-            shares=(1.0,) if self.clip == "none" else SHARES,
-            norm=2.4 if self.clip == "gptq" else 2.0,
-            signed=symmetric and rules.negative_scales,
-        )
-        gptq = GPTQOptions(
-            damping=self.damping,
-            order=self.order,
-            search=search,
-            sweeps=int(symmetric) if self.sweeps is None else self.sweeps,
-            refit=self.refit,
-        )
-        scaling = self.scaling and uniform and context.data is not None
-        return Settings(
-            method,
-            spec,
-            scaling,
-            gptq,
-            self.bits,
-            self.threshold,
-            float_zero="FloatZero" in rules.forms and not symmetric,
-        )
-
     def _key(
-        self, graph: Graph, context: Context, settings: Settings, layers: Sequence[Layer]
+        self, graph: Graph, context: Context, settings: Mapping[Layer, Settings]
     ) -> str | None:
         """Return what the solutions depend on; None where they can't be told from others."""
         data = data_key(context.data)
         if not self.resume or data is None:
             return None
-        names = [layer.name for layer in layers]
-        return repr([code_digest(_CODE), graph_key(graph), data, asdict(settings), names])
+        how = [(layer.name, asdict(own)) for layer, own in settings.items()]
+        return repr([code_digest(_CODE), graph_key(graph), data, how])
 
     def _quantized(
-        self,
-        graph: Graph,
-        layers: Sequence[Layer],
-        settings: Settings,
-        context: Context,
-        store: Store,
+        self, graph: Graph, settings: Mapping[Layer, Settings], context: Context, store: Store
     ) -> Quantized:
-        on_inputs = settings.method not in ("rtn", "hqq", "nf4", "fp4") or settings.scaling
-        if context.data is None or not on_inputs:
-            return without_data(graph, layers, settings, context, store)
-        memory = self.memory_mb << 20
-        return on_data(graph, layers, context.data, settings, context, store=store, memory=memory)
-
-    def _relieved(self, graph: Graph, found: Quantized, settings: Settings) -> Quantized:
-        """Give the layers with the largest errors 8 bits."""
-        uniform = [k for k, v in found.solutions.items() if isinstance(v.weight, QuantizedWeight)]
-        worst = sorted(uniform, key=lambda each: -found.solutions[each].loss)[: self.skip_worse]
-        kind = settings.spec.dtype.rstrip("2348")
-        eight = replace(
-            settings, method="rtn", scaling=False, spec=replace(settings.spec, dtype=f"{kind}8")
+        on_inputs = any(
+            own.method not in ("rtn", "hqq", "nf4", "fp4") or own.scaling
+            for own in settings.values()
         )
-        solutions: dict[Layer, Solution] = dict(found.solutions)
-        for layer in worst:
-            old, weight = solutions[layer], layer.matrix(graph)
-            if weight.ndim == 3:
-                continue
-            scaled = weight if old.scale is None else weight * old.scale[:, None]
-            (new,) = solve_group([scaled], None, eight)
-            note = f"{settings.spec.dtype} would err by {old.loss:.3g}"
-            solutions[layer] = replace(new, scale=old.scale, before=old.before, note=note)
-        return replace(found, solutions=solutions)
+        if context.data is None or not on_inputs:
+            return without_data(graph, settings, context, store)
+        memory = self.memory_mb << 20
+        return on_data(graph, settings, context.data, context, store=store, memory=memory)
 
     def _write(
         self,

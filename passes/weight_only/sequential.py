@@ -1,7 +1,7 @@
 """Quantizes layers in the order in which they compute, each on what those before it really give."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,27 +44,26 @@ class Quantized:
 
 
 def without_data(
-    graph: Graph, layers: Sequence[Layer], settings: Settings, context: Context, store: Store
+    graph: Graph, settings: Mapping[Layer, Settings], context: Context, store: Store
 ) -> Quantized:
     """Quantize each layer from its weight alone."""
     solutions: dict[Layer, Solution] = {}
-    for done, layer in enumerate(layers):
+    for done, (layer, own) in enumerate(settings.items()):
         weight = layer.matrix(graph)
         if weight.ndim == 3:
-            found = [solve_experts(weight, None, settings)]
+            found = [solve_experts(weight, None, own)]
         else:
-            found = solve_group([weight], None, settings)
+            found = solve_group([weight], None, own)
         (solutions[layer],) = store.put(done, found)
         layer.release(graph)
-        context.progress("quantizing weights", done + 1, len(layers))
+        context.progress("quantizing weights", done + 1, len(settings))
     return Quantized(solutions, {})
 
 
 def on_data(
     graph: Graph,
-    layers: Sequence[Layer],
+    settings: Mapping[Layer, Settings],
     data: Iterable[Any],
-    settings: Settings,
     context: Context,
     *,
     store: Store,
@@ -74,9 +73,8 @@ def on_data(
 
     Args:
         graph: The float graph; it is not changed.
-        layers: What to quantize.
+        settings: How to quantize each layer, in graph order.
         data: Samples, read once.
-        settings: How.
         context: Told about progress.
         store: Has what an interrupted run had done, and takes what is done now.
         memory: Bytes for values handed from stage to stage; more goes to disk.
@@ -85,6 +83,7 @@ def on_data(
         EngineError: The engine refuses a stage.
         DataError: There are no samples, or one makes a layer's input NaN or infinite.
     """
+    layers = list(settings)
     stages = cut(graph, layers)
     solutions: dict[Layer, Solution] = {}
     places: dict[Group, Place] = {}
@@ -100,7 +99,7 @@ def on_data(
             run_stage(graph, stage, weights, boundary, context, label, engine)
             for group in stage.groups:
                 place = None
-                if settings.scaling and _can_scale(group):
+                if _can_scale(group, settings):
                     place = _place(graph, stage, group, layers, boundary, weights)
                 found = store.get(number)
                 if found is None or len(found) != len(group.layers):
@@ -122,17 +121,19 @@ def _solve(
     graph: Graph,
     group: Group,
     boundary: Boundary,
-    settings: Settings,
+    settings: Mapping[Layer, Settings],
     place: Place | None,
     device: bool,
 ) -> list[Solution]:
-    peaks = settings.method == MIXED
-    statistics = summed_up(group, boundary, peaks=peaks, device=device and settings.uniform)
+    own = [settings[layer] for layer in group.layers]
+    peaks = any(one.method == MIXED for one in own)
+    device = device and all(one.uniform for one in own)
+    statistics = summed_up(group, boundary, peaks=peaks, device=device)
     matrices = [layer.matrix(graph) for layer in group.layers]
     if matrices[0].ndim == 3:
-        return [solve_experts(matrices[0], statistics, settings)]
+        return [solve_experts(matrices[0], statistics, own[0])]
     # Weights that other inputs are multiplied with too can't be scaled for this one.
-    scaled = settings if place is not None else settings.unscaled()
+    scaled = own if place is not None else [one.unscaled() for one in own]
     return solve_group(matrices, statistics, scaled, None if place is None else place.columns)
 
 
@@ -143,8 +144,11 @@ def _stand_ins(stage: Stage, solutions: dict[Layer, Solution]) -> dict[Value, ND
     return {layer.weight: solutions[layer].effective() for layer in layers}
 
 
-def _can_scale(group: Group) -> bool:
-    return not any(layer.others or len(layer.shape) == 3 for layer in group.layers)
+def _can_scale(group: Group, settings: Mapping[Layer, Settings]) -> bool:
+    return all(
+        settings[layer].scaling and not layer.others and len(layer.shape) == 2
+        for layer in group.layers
+    )
 
 
 # -- where scales go ---------------------------------------------------------------------------

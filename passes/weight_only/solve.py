@@ -118,7 +118,7 @@ class Solution:
 def solve_group(
     weights: Sequence[Floats],
     statistics: InputStatistics | None,
-    settings: Settings,
+    settings: Settings | Sequence[Settings],
     tied: NDArray[np.int64] | None = None,
 ) -> list[Solution]:
     """Quantize weights [K, N_i] that share an input.
@@ -126,37 +126,39 @@ def solve_group(
     Args:
         weights: float32.
         statistics: Of the input; None without data.
-        settings: How.
+        settings: How, for all or for each.
         tied: [K], channels with the same number get the same scale.
 
     Returns:
-        A solution a weight, all with the same scale.
+        A solution a weight, all with the same scale, which is 1 unless all may be scaled.
 
     Raises:
         UsageError: The method needs data.
     """
     start = time.perf_counter()
-    settings = settings.at(len(weights[0]))
+    each = [settings] * len(weights) if isinstance(settings, Settings) else settings
+    own = [one.at(len(weights[0])) for one in each]
     gram = None if statistics is None else statistics.gram()[0]
     if gram is not None:
         if sum(weight.size for weight in weights) < GPU_SOLVES:
             gram = host(gram)
         weights = [beside(gram, weight) for weight in weights]
     scale = None
-    if settings.scaling and statistics is not None and gram is not None:
-        found = find_scaling(weights, settings.spec, gram, alphas=ALPHAS, tied=tied)
+    if all(one.scaling for one in own) and gram is not None:
+        specs = [one.spec for one in own]
+        found = find_scaling(weights, specs, gram, alphas=ALPHAS, tied=tied)
         scale = found.scale if found.alpha else None
     scaled = list(weights)
     if scale is not None and gram is not None:
         gram, scaled = scaled_gram(gram, scale), [scaled_weight(w, scale) for w in weights]
-    if settings.uniform:
-        solutions = _uniform(weights, scaled, statistics, gram, settings)
-    else:
-        solutions = [_matrix(w, statistics, gram, settings) for w in scaled]
+    solutions: dict[int, Solution] = {}
+    for one in own:
+        at = [i for i, other in enumerate(own) if other == one and i not in solutions]
+        solutions |= zip(at, _alike(weights, scaled, at, statistics, gram, one), strict=True)
     share = (time.perf_counter() - start) / sum(w.size for w in weights)
     return [
-        replace(solution, scale=scale, seconds=share * weight.size)
-        for solution, weight in zip(solutions, weights, strict=True)
+        replace(solutions[i], scale=scale, seconds=share * weight.size)
+        for i, weight in enumerate(weights)
     ]
 
 
@@ -180,6 +182,23 @@ def solve_experts(
     notes = "; ".join(dict.fromkeys(each.note for each in found if each.note))
     seconds = time.perf_counter() - start
     return Solution(quantized, None, None, loss, found[0].method, notes, seconds)
+
+
+def _alike(
+    weights: Sequence[Floats],
+    scaled: Sequence[Floats],
+    at: Sequence[int],
+    statistics: InputStatistics | None,
+    gram: Floats | None,
+    settings: Settings,
+) -> list[Solution]:
+    """Quantize the weights at some places, which have the same settings."""
+    if not at:
+        return []
+    weights, scaled = [weights[i] for i in at], [scaled[i] for i in at]
+    if settings.uniform:
+        return _uniform(weights, scaled, statistics, gram, settings)
+    return [_matrix(w, statistics, gram, settings) for w in scaled]
 
 
 def _uniform(

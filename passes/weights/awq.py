@@ -108,7 +108,7 @@ def scaled_gram(gram: NDArray[np.floating], scale: NDArray[np.float32]) -> Float
 
 def find_scaling(
     weights: Sequence[NDArray[np.floating]],
-    spec: Spec,
+    spec: Spec | Sequence[Spec],
     gram: NDArray[np.floating],
     magnitude: NDArray[np.floating] | None = None,
     *,
@@ -120,7 +120,7 @@ def find_scaling(
 
     Args:
         weights: float [K, N_i] each.
-        spec: Type, symmetry and granularity.
+        spec: Type, symmetry and granularity, of all or of each.
         gram: float [K, K].
         magnitude: mean|x|, [K].
         alphas: Powers tried; of equal ones the first wins.
@@ -140,19 +140,17 @@ def find_scaling(
     # A mean diagonal of 1 keeps float32 products in range.
     mean = float(np.diag(h).mean())
     h = h / h.dtype.type(mean if mean > 0 else 1)
-    values = [working(w) for w in weights]
-    if spec.axis is not None:
-        # Output channels do not touch each other: all layers are one.
-        values = [np.concatenate(values, axis=1)]
-    total = sum(layer_loss(w, h, w.dtype) for w in values)
+    specs = [spec] * len(weights) if isinstance(spec, Spec) else list(spec)
+    values = _joined([working(w) for w in weights], specs)
+    total = sum(layer_loss(w, h, w.dtype) for w, _ in values)
     best, least, losses = np.ones(size, np.float32), np.inf, []
     alpha_of_best = 0.0
     for alpha in alphas:
         scale = np.exp(alpha * powers).astype(np.float32)
         loss = 0.0
-        for w in values:
+        for w, own in values:
             factor = beside(w, scale)[:, None]
-            error = simulate(w * factor, spec, search)
+            error = simulate(w * factor, own, search)
             error /= factor
             error -= w
             loss += layer_loss(error, h, w.dtype)
@@ -160,6 +158,17 @@ def find_scaling(
         if loss < least:
             best, least, alpha_of_best = scale, loss, float(alpha)
     return Scaling(best, alpha_of_best, tuple(losses))
+
+
+def _joined(weights: Sequence[Floats], specs: Sequence[Spec]) -> list[tuple[Floats, Spec]]:
+    """Make one of the weights with one spec, as output channels do not touch each other."""
+    found: list[tuple[Floats, Spec]] = []
+    for spec in dict.fromkeys(specs):
+        own = [w for w, each in zip(weights, specs, strict=True) if each == spec]
+        if spec.axis is not None:
+            own = [np.concatenate(own, axis=1)]
+        found += [(w, spec) for w in own]
+    return found
 
 
 def _log_magnitude(

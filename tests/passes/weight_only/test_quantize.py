@@ -4,66 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fewbits import decoder, logits, quantized, relative, windows
 from folds import normal
 from harness import model, run_reference
 from llamas import TINY, random_weights
 
 from models.zoo.llama_onnx import build
 from qgraph import onnx_io
-from qgraph.context import Context
 from qgraph.errors import DataError, UsageError
 from qgraph.facts import QuantizedWeight
 from qgraph.graph import Graph
-from qgraph.passes.linear_to_matmul import LinearToMatMul
 from qgraph.passes.weight_only import sequential, write
-from qgraph.passes.weight_only.quantize import WeightOnly
-from qgraph.pipeline import Pipeline, Reject
-from qgraph.target import target
-
-SMALL = {"min_elements": 1, "group": 16}
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    monkeypatch.setenv("QGRAPH_CACHE", "off")
-
-
-def decoder(**kinds):
-    return Graph(build(TINY, random_weights(), **kinds))
-
-
-def windows(count=12, length=20, seed=0):
-    rng = np.random.default_rng(seed)
-    return [{"input_ids": rng.integers(0, TINY.vocabulary, (1, length))} for _ in range(count)]
-
-
-def quantized(graph, data=None, name="cpu", **options):
-    context = Context(target=target(name), data=windows() if data is None else data or None)
-    passes = [LinearToMatMul(), WeightOnly(**SMALL | options)]
-    stages = Pipeline(passes).run(graph, context)
-    return stages[-1].report
-
-
-def logits(graph, feeds, name="logits"):
-    return run_reference(onnx_io.to_proto(graph), feeds)[name]
-
-
-def relative(a, b):
-    return float(np.abs(a - b).max() / np.abs(b).max())
-
-
-@pytest.fixture
-def captured(monkeypatch):
-    """The float weights that the layers were to be replaced by."""
-    seen = []
-    original = write.fold_scales
-
-    def spy(graph, quantized):
-        seen.extend((each.weight.name, s) for each, s in quantized.solutions.items())
-        return original(graph, quantized)
-
-    monkeypatch.setattr("qgraph.passes.weight_only.quantize.fold_scales", spy)
-    return seen
+from qgraph.pipeline import Reject
 
 
 @pytest.mark.parametrize(
