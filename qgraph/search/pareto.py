@@ -15,7 +15,7 @@ from qgraph.search.whole import Timed, time_whole
 from qgraph.search.workspace import Workspace
 
 if TYPE_CHECKING:
-    from qgraph.search.run import Found
+    from qgraph.search.found import Found
 
 COLUMNS = (
     *("point", "model", "p50_ms", "relative_time", "bytes", "drop", "drop_low", "drop_high"),

@@ -79,14 +79,20 @@ def read_forced(lines: Sequence[str], units: Sequence[Unit]) -> list[tuple[str, 
     return found
 
 
+def assigned(unit: Unit, forced: Forced) -> str | None:
+    """Return the precision of the last pattern that fits a unit, or None."""
+    wanted = [precision for pattern, precision in forced if _fits(unit, pattern)]
+    return wanted[-1] if wanted else None
+
+
 def _fits(unit: Unit, pattern: str) -> bool:
     return fnmatchcase(unit.name, pattern) or fnmatchcase(unit.node.op_type, pattern)
 
 
 def _allowed(unit: Unit, options: list[Option], forced: Forced) -> list[Option]:
     """The options that the last pattern that fits leaves."""
-    wanted = [precision for pattern, precision in forced if _fits(unit, pattern)]
-    return [o for o in options if o.name == wanted[-1]] if wanted else options
+    wanted = assigned(unit, forced)
+    return options if wanted is None else [o for o in options if o.name == wanted]
 
 
 def _scale(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qgraph.errors import EngineError
 from qgraph.manifest import Promise
 from qgraph.search.goal import Goal
 from qgraph.search.judge import Judge, Verdict
@@ -46,22 +47,34 @@ def prove(
         only: Take this one, whether it keeps the promise or not.
         first: What was timed before the search, for reasons.
     """
-    goal, notes = space.goal, []
+    goal = space.goal
+    notes: list[str] = []
     ordered = rank(last.timed, goal)
     floating = next(each for each in ordered if each.whole.name == "fp32")
+    if goal.max_drop is None:
+        ordered = _least_loss_first(space, ordered, notes)
     if only is not None:
         ordered = [each for each in ordered if each.whole.name == only]
     looks, limit, seen = 0, float("inf"), None
     for timed in ordered:
         name = timed.whole.name
         if only is None and name != "fp32":
-            if not space.verdict(timed.whole, timed.engine).holds(goal.max_drop):
+            searched = _searched(space, timed, notes)
+            if searched is None:
+                continue
+            if not searched.holds(goal.max_drop):
                 notes.append(f"{name} loses more than is allowed on the samples searched with")
                 continue
             if looks == _LOOKS or timed.whole.loss > limit:
                 continue
         looks += 1
-        verdict = _verdict(timed, judge, goal)
+        try:
+            verdict = _verdict(timed, judge, goal)
+        except EngineError as error:
+            if name in ("fp32", only):
+                raise
+            notes.append(f"{name} fails on the samples of the proof: {error}")
+            continue
         seen = (timed, verdict)
         if verdict.holds(goal.max_drop) or only is not None:
             break
@@ -79,6 +92,14 @@ def prove(
     return Proof(timed.whole, promise, last)
 
 
+def too_much(timed: Timed, goal: Goal) -> bool:
+    """Whether a model is larger or takes longer than is allowed."""
+    return bool(
+        (goal.max_bytes is not None and timed.bytes > goal.max_bytes)
+        or (goal.max_ms is not None and timed.p50_ms > goal.max_ms)
+    )
+
+
 def rank(timed: Sequence[Timed], goal: Goal) -> list[Timed]:
     """Order models by what is asked for; those slower than float come behind the float model."""
     floats = [each for each in timed if each.whole.name == "fp32"]
@@ -88,20 +109,37 @@ def rank(timed: Sequence[Timed], goal: Goal) -> list[Timed]:
 
     def key(each: Timed) -> tuple[bool, bool, float]:
         slower = not each.whole.is_float and each.relative > limit
-        too_much = bool(
-            (goal.max_bytes is not None and each.bytes > goal.max_bytes)
-            or (goal.max_ms is not None and each.p50_ms > goal.max_ms)
-        )
         aims = {"latency": each.relative, "size": each.bytes, "memory": each.memory}
         aim = float(aims[goal.optimize])
         if each.whole.floats is not None and each.whole.loss < most:
             aim *= _NOISE
-        return too_much, slower and goal.optimize == "latency", aim
+        return too_much(each, goal), slower and goal.optimize == "latency", aim
 
     ordered = sorted(timed, key=key)
     place = next((i for i, each in enumerate(ordered) if each.whole.name == "fp32"), len(ordered))
     # Behind the float model, which loses nothing, is nothing worth trying, bounds apart.
     return ordered[: place + 1]
+
+
+def _least_loss_first(space: Workspace, ordered: list[Timed], notes: list[str]) -> list[Timed]:
+    """Without a bound on the loss, of what keeps the other bounds what loses least comes first."""
+    goal = space.goal
+    fits = [each for each in ordered if not too_much(each, goal)]
+    scored = [(each, _searched(space, each, notes)) for each in fits]
+    found = sorted(
+        ((verdict.bound, place) for place, (_, verdict) in enumerate(scored) if verdict is not None)
+    )
+    first = [fits[place] for _, place in found]
+    return [*first, *(each for each in ordered if each not in first)]
+
+
+def _searched(space: Workspace, timed: Timed, notes: list[str]) -> Verdict | None:
+    """Score on the samples that are searched with; None, with a note, where it fails on them."""
+    try:
+        return space.verdict(timed.whole, timed.engine)
+    except EngineError as error:
+        notes.append(f"{timed.whole.name} fails on the samples searched with: {error}")
+        return None
 
 
 def _verdict(timed: Timed, judge: Judge, goal: Goal) -> Verdict:
@@ -158,7 +196,10 @@ def _is_base(space: Workspace, timed: Timed, goal: Goal) -> bool:
     """Whether a model is a float one that keeps the promise, as the float32 one does."""
     if timed.whole.name == "fp32":
         return True
-    return timed.whole.is_float and space.verdict(timed.whole, timed.engine).holds(goal.max_drop)
+    if not timed.whole.is_float:
+        return False
+    searched = _searched(space, timed, [])
+    return searched is not None and searched.holds(goal.max_drop)
 
 
 def broken_bounds(goal: Goal, timed: Timed, verdict: Verdict) -> list[str]:
@@ -177,10 +218,16 @@ def broken_bounds(goal: Goal, timed: Timed, verdict: Verdict) -> list[str]:
     return broken
 
 
+def _what(whole: Whole) -> str:
+    if whole.floats:
+        return f"{len(whole.floats)} units left in float"
+    kind = f"in {whole.precision}" if whole.floats is None else "in integers"
+    return f"all of it that can be {kind}"
+
+
 def _reason(last: Round, first: Round, timed: Timed, goal: Goal) -> str:
     if not timed.whole.is_float:
-        left = len(timed.whole.floats or ())
-        what = f"{left} units left in float" if left else "all of it that can be in integers"
+        what = _what(timed.whole)
         return f"best for {goal.optimize} of what keeps the promise: {timed.whole.name}, {what}"
     for round_ in (last, first):
         integers = [each for each in round_.timed if not each.whole.is_float]

@@ -12,7 +12,7 @@ from qgraph.search.proof import Proof
 from qgraph.search.workspace import Workspace
 
 if TYPE_CHECKING:
-    from qgraph.search.run import Found
+    from qgraph.search.found import Found
 
 
 def search_json(space: Workspace, found: "Found", front: Sequence[Row], proof: Proof) -> str:
@@ -20,6 +20,7 @@ def search_json(space: Workspace, found: "Found", front: Sequence[Row], proof: P
     content = {
         "units": _units(space, found, proof),
         "verified": _verified(space, found),
+        "whole": _whole(space, found, proof),
         "front": list(front),
         "samples": {
             "calibration": len(space.parts.calibration),
@@ -74,6 +75,29 @@ def _verified(space: Workspace, found: "Found") -> list[dict[str, Any]]:
         }
         for point in found.refined.points
     ]
+
+
+def _whole(space: Workspace, found: "Found", proof: Proof) -> list[dict[str, Any]]:
+    """What became of every whole model: times, sizes and drops, or why there are none."""
+    rounds = [proof.round, *([found.first] if found.first is not None else [])]
+    timed = {each.whole.name: each for round_ in reversed(rounds) for each in round_.timed}
+    rows: list[dict[str, Any]] = []
+    for name, each in timed.items():
+        row: dict[str, Any] = {
+            "name": name,
+            "precision": each.whole.precision,
+            "engine": str(each.engine),
+        }
+        row |= {"p50_ms": each.p50_ms, "bytes": each.bytes, "rounded_only": each.whole.draft}
+        verdict = space.verdicts.get(f"{name} {each.engine}")
+        if verdict is not None:
+            row |= {"drop": verdict.drop, "drop_bound": verdict.bound}
+        rows.append(row)
+    notes = dict(space.candidates.notes)
+    for round_ in rounds:
+        failed = {str(each.candidate): each.reason for each in round_.measured if not each.result}
+        notes = {**failed, **notes}
+    return [*rows, *({"name": name, "reason": reason} for name, reason in notes.items())]
 
 
 def _finite(content: Any) -> Any:

@@ -3,8 +3,6 @@
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +19,32 @@ from qgraph.kv_cache import cache_axes
 from qgraph.listener import Listener
 from qgraph.metrics import metric as find_metric
 from qgraph.metrics.metric import Metric
+from qgraph.pipeline import Stage
 from qgraph.preparation import job_context, job_executor, original_file
 from qgraph.recipe import Recipe
 from qgraph.recognise import quantized_ops
 from qgraph.runtime import backend
-from qgraph.runtime.backend import EngineOptions
-from qgraph.search import pareto
-from qgraph.search.choice import Choice, choose
-from qgraph.search.costs import Costs, time_units
+from qgraph.search import offers, pareto
+from qgraph.search.costs import time_units
+from qgraph.search.found import Found
 from qgraph.search.goal import Goal, make_goal
 from qgraph.search.judge import Judge
 from qgraph.search.observed import Seen, observe, sweep_bytes
 from qgraph.search.parts import open_parts
 from qgraph.search.prepared import prepare
-from qgraph.search.problem import build_problem, read_forced
+from qgraph.search.problem import CODES, FLOAT, Forced, assigned, build_problem, read_forced
 from qgraph.search.proof import Proof, prove
 from qgraph.search.record import search_json
-from qgraph.search.refine import Refined, refine
+from qgraph.search.refine import refine
 from qgraph.search.segments import write_segments
 from qgraph.search.sensitivity import Sensitivity, measure
 from qgraph.search.tasks import run_tasks, sweeping
-from qgraph.search.whole import Round, Whole, time_whole, with_memory
+from qgraph.search.whole import Whole, time_whole, with_memory
 from qgraph.search.workspace import Workspace
 from qgraph.tasks import Executor, InProcess
 
 # Engine in which the original answers and boundaries are computed.
 REFERENCE = "onnxruntime-cpu"
-# What loses so many times less than the best stands by for the proof.
-_SAFER = (2, 4, 8)
-# And what is predicted to take these shares of the time that is allowed.
-_FASTER = (0.9, 0.8)
 
 
 def compile_within(
@@ -164,32 +158,27 @@ def _calibration(graph: Graph, job: Job, feeds: Sequence[Feeds]) -> DataSet:
     return data.split(job.recipe.verify.held_out)[0]
 
 
-class Found:
-    """What a search found out."""
-
-    def __init__(self, space: Workspace) -> None:
-        """Start with nothing."""
-        self.space = space
-        self.problem: Any = None
-        self.sensitivity: Sensitivity | None = None
-        self.costs: Costs | None = None
-        self.refined: Refined | None = None
-        self.first: Round | None = None
+def _bind(space: Workspace, forced: Forced) -> None:
+    """Hold whole models to what the user said of single nodes."""
+    wanted = {unit.name: assigned(unit, forced) for unit in space.units}
+    space.candidates.floats = [name for name, each in wanted.items() if each == FLOAT]
+    space.candidates.only_float = CODES in wanted.values()
 
 
 def _search(space: Workspace, assign: Sequence[str]) -> Found:
     found = Found(space)
     forced = read_forced(assign, space.units)
-    others = space.others()
+    _bind(space, forced)
+    with space.timing("building whole models"):
+        models = [space.floating, *space.candidates.all()]
+        if space.units:
+            integer_graph, _ = space.prepared.mixed(())
+            onnx_io.save(integer_graph, space.folder / "int8.onnx")
+            models.append(Whole("int8", "int8", space.folder / "int8.onnx", floats=()))
+    with space.timing("timing whole models"):
+        found.first = first = time_whole(space.job.target, models, space.sample)
     if not space.units:
         return found
-    integer_graph, _ = space.prepared.mixed(())
-    onnx_io.save(integer_graph, space.folder / "int8.onnx")
-    integer = Whole("int8", "int8", space.folder / "int8.onnx", floats=())
-    with space.timing("timing whole models"):
-        found.first = first = time_whole(
-            space.job.target, [space.floating, integer, *others], space.sample
-        )
     with space.timing("measuring sensitivity"):
         seen, found.sensitivity = _sensitivity(space)
     ours = first.of("int8")
@@ -257,15 +246,13 @@ def _prove(
     if pick is not None:
         row = pareto.pick(front, pick)
         mixes = [space.build(tuple(row["floats"]), float(row["predicted_loss"]))]
-    elif found.refined is not None:
-        mixes = [space.mix(choice) for choice in _worth_proving(space, found)]
-        mixes += _in_half(space, found, mixes)
     else:
-        mixes = []
+        mixes = offers.mixes(space, found)
+    with space.timing("building whole models"):
+        offers.finish(space, found)
     with space.timing("timing what keeps the promise"):
-        models = list(
-            {each.name: each for each in [*mixes, space.floating, *space.others()]}.values()
-        )
+        others = space.candidates.finished()
+        models = list({each.name: each for each in [*mixes, space.floating, *others]}.values())
         last = time_whole(space.job.target, models, space.sample)
         if space.goal.optimize == "memory":
             last = with_memory(last, space.sample)
@@ -274,38 +261,6 @@ def _prove(
         return prove(
             space, last, judge, only=mixes[0].name if pick is not None else None, first=found.first
         )
-
-
-def _worth_proving(space: Workspace, found: Found) -> list[Choice]:
-    """The best choice, and what stands by: such as lose less, or are predicted to be faster."""
-    refined, goal = found.refined, space.goal
-    assert refined is not None
-    best = refined.best or refined.nearest
-    if best is None:
-        return []
-    size = inf if goal.max_bytes is None else goal.max_bytes
-    time = inf if goal.max_ms is None else goal.max_ms
-    choices: list[Choice | None] = [best.choice]
-    for divisor in _SAFER:
-        bound = best.choice.loss / divisor
-        choices.append(
-            choose(found.problem, goal.optimize, max_loss=bound, max_time=time, max_bytes=size)
-        )
-    for share in _FASTER if goal.max_ms is not None else ():
-        choices.append(choose(found.problem, "loss", max_time=share * time, max_bytes=size))
-    return list({choice.options: choice for choice in choices if choice is not None}.values())
-
-
-def _in_half(space: Workspace, found: Found, mixes: Sequence[Whole]) -> list[Whole]:
-    """The same mixes with their float parts in bf16, where an engine computes in that."""
-    if found.first is None or found.first.of("bf16") is None:
-        return []
-    options = EngineOptions(float_precision="bf16")
-    return [
-        replace(mix, name=f"{mix.name}, rest in bf16", options=options)
-        for mix in mixes
-        if mix.floats
-    ]
 
 
 def _write(
@@ -321,7 +276,7 @@ def _write(
     files = {"search.json": search_json(space, found, front, proof)}
     if front:
         files["pareto.csv"] = pareto.table_csv(front)
-    graph, stages = space.prepared.mixed(whole.floats) if whole.floats is not None else (None, [])
+    graph, stages = _graph(space, whole)
     finished = Finished(
         promise=promise,
         graph=graph,
@@ -340,6 +295,7 @@ def _write(
         recipe=recipe.model_copy(update={"verify": verify, "exclude": space.job.exclude}),
         data=space.parts.calibration,
         listener=space.job.listener,
+        force=whole.precision in space.job.target.instead,
         finished=finished,
     )
     if not promise.holds:
@@ -349,3 +305,10 @@ def _write(
             fix="the best that was found is kept there, marked; allow more loss, time or bytes",
         )
     return artifact
+
+
+def _graph(space: Workspace, whole: Whole) -> tuple[Graph | None, list[Stage]]:
+    """Return the graph that was proved; None for the float model, which the passes write again."""
+    if whole.floats is not None:
+        return space.prepared.mixed(whole.floats)
+    return space.candidates.built.get(whole.precision, (None, []))

@@ -30,6 +30,7 @@ class Whole:
         options: The engine's options.
         floats: Nodes left in float, where it is a mix; None for others.
         loss: What is predicted of its loss; 0 where nothing is.
+        draft: Whether its weights are rounded to nearest until it is known that it may be taken.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Whole:
     options: EngineOptions = field(default_factory=EngineOptions)
     floats: tuple[str, ...] | None = None
     loss: float = 0.0
+    draft: bool = False
 
     @property
     def is_float(self) -> bool:

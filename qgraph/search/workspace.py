@@ -6,28 +6,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qgraph import flow, onnx_io
+from qgraph import onnx_io
 from qgraph.cache import Cache
 from qgraph.data import Feeds
-from qgraph.errors import QGraphError
 from qgraph.facts import Plan
 from qgraph.job import Job
 from qgraph.metrics.metric import Metric
-from qgraph.pipeline import Pipeline
 from qgraph.runtime import backend
-from qgraph.runtime.backend import EngineOptions, Session
+from qgraph.runtime.backend import Session
+from qgraph.search.candidates import Candidates
 from qgraph.search.choice import Choice
 from qgraph.search.costs import Engine
 from qgraph.search.goal import Goal
 from qgraph.search.judge import Judge, Verdict
 from qgraph.search.parts import Parts
-from qgraph.search.prepared import Prepared, clone
+from qgraph.search.prepared import Prepared
 from qgraph.search.units import Link, Unit, find_units, links
 from qgraph.search.whole import Whole
 from qgraph.tasks import Executor
-
-# Whole models to compare mixes with, beside the float one.
-OTHERS = ("bf16", "int8-dynamic")
 
 
 @dataclass(eq=False)
@@ -49,6 +45,7 @@ class Workspace:
         option_names: The names of each unit's options.
         seconds: Time of each step.
         verdicts: What was scored so far.
+        candidates: Whole models in other precisions.
     """
 
     job: Job
@@ -65,8 +62,8 @@ class Workspace:
     option_names: list[list[str]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    candidates: Candidates = field(init=False)
     _mixes: dict[tuple[str, ...], Whole] = field(default_factory=dict)
-    _others: list[Whole] | None = None
 
     def __post_init__(self) -> None:
         """Find the units and write the float model."""
@@ -74,6 +71,7 @@ class Workspace:
         self.units = find_units(graph, self.job.target)
         self.links = links(graph, self.units, self.job.target)
         onnx_io.save(graph, self.folder / "fp32.onnx")
+        self.candidates = Candidates(self.prepared, self.job, self.folder)
 
     @property
     def sample(self) -> Feeds:
@@ -118,32 +116,6 @@ class Workspace:
         """Names of the nodes that a choice leaves in float."""
         pairs = zip(self.units, choice.options, self.option_names, strict=True)
         return tuple(unit.name for unit, index, names in pairs if names[index] == "fp32")
-
-    def others(self) -> list[Whole]:
-        """Build whole models in other precisions of the target, once; what can't be is left out."""
-        if self._others is None:
-            self._others = self._build_others()
-        return self._others
-
-    def _build_others(self) -> list[Whole]:
-        found = []
-        for precision in OTHERS:
-            if precision not in self.job.target.precisions:
-                continue
-            graph = clone(self.prepared.graph)
-            passes = flow.quantizing_passes(precision, self.prepared.options, self.job.target)
-            try:
-                report = Pipeline(passes).run(graph, self.prepared.context)
-            except QGraphError as error:
-                self.job.listener.info(f"{precision}: {error}")
-                continue
-            if not any(stage.report.changed for stage in report if stage.name != "drop_dead"):
-                continue
-            path = self.folder / f"{precision}.onnx"
-            onnx_io.save(graph, path)
-            options = EngineOptions(float_precision="bf16" if precision == "bf16" else "f32")
-            found.append(Whole(precision, precision, path, options))
-        return found
 
     def verdict(self, whole: Whole, engine: Engine) -> Verdict:
         """Score a model on the samples that are searched with, once."""

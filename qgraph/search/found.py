@@ -1,0 +1,22 @@
+"""What a search found out, step by step."""
+
+from typing import Any
+
+from qgraph.search.costs import Costs
+from qgraph.search.refine import Refined
+from qgraph.search.sensitivity import Sensitivity
+from qgraph.search.whole import Round
+from qgraph.search.workspace import Workspace
+
+
+class Found:
+    """What a search found out."""
+
+    def __init__(self, space: Workspace) -> None:
+        """Start with nothing."""
+        self.space = space
+        self.problem: Any = None
+        self.sensitivity: Sensitivity | None = None
+        self.costs: Costs | None = None
+        self.refined: Refined | None = None
+        self.first: Round | None = None
