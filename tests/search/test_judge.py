@@ -100,6 +100,15 @@ def test_one_ruinous_unit_alone_stays_in_float():
     assert [i for i, option in enumerate(found.best.choice.options) if not option] == [10]
 
 
+def test_mixes_between_all_in_float_and_what_fails_are_tried():
+    """A guess may fall below every loss; the model all in float that comes of it ends nothing."""
+    losses = [0.9] * 10 + [1000.0]
+    calls = []
+    law = lambda x: 0.0 if x < 6 else (0.006 if x < 100 else 0.9)  # noqa: E731
+    found = refine(problem(losses), Goal(0.005), verify_with(law, calls))
+    assert found.best.coded == 6 and len(calls) <= 8
+
+
 def test_impossible_bounds_give_the_nearest():
     goal = Goal(0.001, "latency", max_ms=30.0)  # half of the units at least
     found = refine(problem([0.1] * 20), goal, verify_with(lambda x: x, []))
