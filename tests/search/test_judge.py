@@ -104,7 +104,7 @@ def test_mixes_between_all_in_float_and_what_fails_are_tried():
     """A guess may fall below every loss; the model all in float that comes of it ends nothing."""
     losses = [0.9] * 10 + [1000.0]
     calls = []
-    law = lambda x: 0.0 if x < 6 else (0.006 if x < 100 else 0.9)  # noqa: E731
+    law = lambda x: 0.0 if x < 6 else (0.006 if x < 100 else 0.9)
     found = refine(problem(losses), Goal(0.005), verify_with(law, calls))
     assert found.best.coded == 6 and len(calls) <= 8
 
