@@ -156,7 +156,9 @@ def test_damaged_files_fare_as_when_read_whole(
     results = []
     for load in (onnx_io.load, load_whole):
         try:
-            results.append(by_name(onnx_io.to_proto(load(path))))
+            found = by_name(onnx_io.to_proto(load(path)))
+            found.DiscardUnknownFields()  # a damaged tag makes one: of large weights none is kept
+            results.append(found)
         except ModelError:
             results.append(None)
     assert results[0] == results[1]
