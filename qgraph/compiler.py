@@ -65,6 +65,7 @@ class Finished:
         graph: The rewritten graph, where the passes need not run.
         stages: What they did.
         selection: The engine, where nothing need be timed.
+        simulated: The same model in operators of the ONNX standard, where it has others.
         files: Further files of the artifact, by name.
         data: What the manifest says of the data: more of it than one compile sees.
     """
@@ -73,6 +74,7 @@ class Finished:
     graph: Graph | None = None
     stages: list[Stage] = field(default_factory=list)
     selection: Selection | None = None
+    simulated: Path | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     data: dict[str, Any] | None = None
 
@@ -155,7 +157,8 @@ def compile(
         check_io_options(graph, job, dataset, given)
         with draft(folder) as scratch:
             if finished is not None and finished.graph is not None:
-                graph, stages, floating, simulated = finished.graph, finished.stages, None, None
+                graph, stages, floating = finished.graph, finished.stages, None
+                simulated = finished.simulated
             else:
                 stages, floating, simulated = rewrite(graph, job, context, passes, hooks, scratch)
             job.listener.stage("writing")

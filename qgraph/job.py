@@ -52,10 +52,13 @@ def resolve(
     io_outputs: str | None = None,
     *,
     force: bool = False,
+    searching: bool = False,
 ) -> Job:
     """Look up every name and check every option.
 
     Warns of a precision that the target builds as another one, before anything else.
+
+    A search finds out itself what is slow: it keeps the precision that it was asked for.
 
     Raises:
         UsageError: Something is unknown, or the target has no such precision.
@@ -82,7 +85,7 @@ def resolve(
     _check_bits(loaded, wanted)
     globs = (*loaded.exclude, *exclude)
     job = Job(hardware, loaded, wanted, wanted, globs, listener or Silent(), [])
-    if wanted in hardware.instead:
+    if wanted in hardware.instead and not searching:
         _substitute(job, force)
     return job
 

@@ -111,6 +111,8 @@ class Promise(_Part):
     float_p50_ms: float | None = None
     relative_time: float | None = None
     """Latency by that of the fastest float model, of what one run in ten stays below."""
+    latency_estimated: bool = False
+    """Whether times are estimates for a device that was not there; the notes say which."""
     peak_bytes: int | None = None
     """Memory that the model adds to a process, where memory was asked for."""
     float_peak_bytes: int | None = None

@@ -52,6 +52,29 @@ def toml_value(text: str) -> Any:
     return value if scalar and len(parsed) == 1 and _jsonable(value) else text
 
 
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Read a TOML file of bounded size.
+
+    Args:
+        path: The file.
+        what: What to call it in messages.
+
+    Raises:
+        UsageError: It can't be read, is too large, or is no TOML, with its line.
+    """
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(_MAX_BYTES + 1)
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"can't be read ({error.strerror})", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise UsageError("is not UTF-8 text", where=str(path), fix="write TOML") from None
+    if len(raw) > _MAX_BYTES:
+        raise UsageError(f"is too large for a {what}", where=str(path))
+    return _parse(text, str(path))
+
+
 def validated(model: type[_Model], data: Mapping[str, Any], where: str) -> _Model:
     """Build a pydantic model from TOML data.
 
@@ -170,6 +193,8 @@ def _one_line(
         near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
         fix = f"did you mean {near[0]!r}?" if near else f"use one of: {', '.join(known)}"
         return UsageError(f"unknown key {dotted!r}", where=where, fix=fix)
+    if found[0]["type"] == "missing":
+        return UsageError(f"lacks the key {'.'.join(map(str, found[0]['loc']))!r}", where=where)
     field = _fields(model, key[:-1]).get(str(key[-1])) if key else None
     messages = [one["msg"].removeprefix("Value error, ") for one in same]
     messages = [message[0].lower() + message[1:] for message in messages]

@@ -185,6 +185,8 @@ class Target:
         settings: By precision, `pass.option=value` lines that suit it better than what the recipes
             that ship with qgraph say; the user's own recipes and settings win.
         no_engine: Where there are no engines: why qgraph can't run it.
+        devices: By variant, empty for none, the device that a search estimates times for where no engine
+            runs; see `qgraph.search.devices`.
         variants: Kinds of this hardware by what follows `:` in the name, such as a compute
             capability, each with the number formats that it computes in. A variant has those of
             `precisions` that are among them; qgraph need not compile to all formats.
@@ -222,6 +224,7 @@ class Target:
     instead_batch: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     no_engine: str = ""
+    devices: Mapping[str, str] = field(default_factory=dict)
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -241,6 +244,11 @@ class Target:
     def variant(self) -> str:
         """Which of its variants this is, such as a compute capability; empty for all of them."""
         return self.name.partition(":")[2]
+
+    @property
+    def device(self) -> str:
+        """Name of the device that times are estimated for; empty where none is known."""
+        return self.devices.get(self.variant, "")
 
     def rule(self, op: str) -> OpRule | None:
         """Return the row for `op`, or None."""

@@ -43,6 +43,8 @@ from qgraph.commands.output import Output
 from qgraph.commands.promise import (
     POINTS,
     Assign,
+    CostsFile,
+    DeviceName,
     Label,
     MaxDrop,
     MaxLatency,
@@ -156,6 +158,8 @@ def command(
     assign: Assign = None,
     pareto: Pareto = False,
     pick: Pick = None,
+    costs: CostsFile = None,
+    device: DeviceName = None,
     label: Label = None,
     metric_output: MetricOutput = None,
     dump_ir: Annotated[
@@ -215,7 +219,18 @@ def command(
     from qgraph.debug import Stopped
 
     out = Output.begin(ctx, verbose, quiet, as_json)
-    asks = (max_drop, metric, max_size, max_latency, assign, pick, label, metric_output)
+    asks = (
+        max_drop,
+        metric,
+        max_size,
+        max_latency,
+        assign,
+        pick,
+        label,
+        metric_output,
+        costs,
+        device,
+    )
     if pareto or optimize != "latency" or any(each is not None for each in asks):
         check(
             data,
@@ -259,6 +274,8 @@ def command(
             settings=with_memory(settings, memory),
             points=POINTS if pareto else 0,
             pick=pick,
+            costs=costs,
+            device=device,
             workers=workers,
             ray=ray,
         )

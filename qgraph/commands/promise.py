@@ -79,6 +79,24 @@ Pick = Annotated[
         help="Build this point of --pareto in place of the best that keeps the promise.",
     ),
 ]
+CostsFile = Annotated[
+    str | None,
+    typer.Option(
+        "--costs",
+        metavar="FILE.json",
+        rich_help_panel=_PANEL,
+        help="Times of units, `costs.json` of a search on another machine.",
+    ),
+]
+DeviceName = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME|FILE.toml",
+        rich_help_panel=_PANEL,
+        help="Estimate times for it, where no engine of the target runs here. Default: the target's.",
+    ),
+]
 MetricOutput = Annotated[
     str | None,
     typer.Option(
@@ -129,9 +147,11 @@ def rows(promise: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         ("proof", measured),
     ]
     if promise["relative_time"] is not None:
-        ours = f"{promise['p50_ms']:.3g} ms in {promise['engine']}"
+        about = "about " if promise.get("latency_estimated") else ""
+        ours = f"{about}{promise['p50_ms']:.3g} ms in {promise['engine']}"
         theirs = f"{promise['float_p50_ms']:.3g} ms of {promise['float_engine']}"
         line = f"{ours}, {promise['relative_time']:.2f} times the {theirs}"
+        line += "; estimated, not measured" if about else ""
         shown.append(("against float", line))
     shown.append(("chosen", promise["reason"]))
     return [*shown, *(("note", note) for note in promise["notes"])]

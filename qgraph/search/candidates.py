@@ -106,6 +106,9 @@ class Candidates:
         if not any(stage.report.changed for stage in stages if stage.name in deciding):
             return None
         kernels = flow.kernel_passes(precision, options, self.job.target)
+        judged = self.folder / f"{precision}.judged.onnx" if kernels else None
+        if judged is not None:
+            onnx_io.save(graph, judged)
         stages += Pipeline(kernels, given=graph.facts.present()).run(graph, context)
         path = self.folder / f"{precision}{'.draft' if draft else ''}.onnx"
         onnx_io.save(graph, path)
@@ -114,7 +117,7 @@ class Candidates:
             self.built[precision] = (graph, [*before, *stages])
         # Engines that compute in bfloat16 do so when told to, whatever type weights are stored in.
         way = EngineOptions(float_precision="bf16" if precision == "bf16" else "f32")
-        return Whole(precision, precision, path, way, draft=draft)
+        return Whole(precision, precision, path, way, draft=draft, judged=judged)
 
     def _context(self, precision: str, draft: bool) -> Context:
         exclude = self.prepared.context.exclude

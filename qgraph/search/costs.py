@@ -95,12 +95,33 @@ class Costs:
         to_codes: QuantizeLinear.
         to_floats: DequantizeLinear.
         timed: Parts that were run; the others came from the cache.
+        rows: What was timed, for a file.
     """
 
     units: tuple[UnitCost, ...]
     to_codes: Conversion
     to_floats: Conversion
     timed: int
+    rows: "tuple[CostRow, ...]" = ()
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One unit in one precision.
+
+    Attributes:
+        unit: Its name.
+        op: Its operator.
+        inputs: Shapes of what it reads.
+        key: What tells it from others.
+        ms: Milliseconds.
+    """
+
+    unit: str
+    op: str
+    inputs: tuple[tuple[int, ...], ...]
+    key: str
+    ms: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +148,7 @@ def time_units(
     *,
     store: Cache | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    given: Mapping[str, float] | None = None,
 ) -> Costs:
     """Time every unit in both precisions, each shape once.
 
@@ -138,24 +160,43 @@ def time_units(
         engine: What runs them.
         store: Where times are kept; None keeps none.
         progress: Told how many units are done.
+        given: By key, times that need not be measured.
 
     Raises:
         EngineError: The engine does not run even one operator.
     """
-    clock = _Clock(engine, store)
+    clock = _Clock(engine, store, given or {})
     nodes = {node.name: node for node in integer.nodes()}
     costs = []
+    rows: dict[str, CostRow] = {}
     for done, unit in enumerate(units):
-        plain = clock.milliseconds(plain_part(floating, unit, seen))
-        coded = clock.milliseconds(coded_part(integer, nodes[unit.node.name], unit, seen))
+        parts = (
+            plain_part(floating, unit, seen),
+            coded_part(integer, nodes[unit.node.name], unit, seen),
+        )
+        plain, coded = map(clock.milliseconds, parts)
+        for part, ms in zip(parts, (plain, coded), strict=True):
+            if ms is not None:
+                rows[part.key] = cost_row(unit, part, ms)
         costs.append(
             UnitCost(plain, coded if coded is not None else plain) if plain else UnitCost(0, 0)
         )
         progress(done + 1, len(units))
-    largest = max((seen[v.name or ""].size for u in units for v in u.reads.values()), default=1)
-    sizes = (min(4096, largest), largest)
+    sizes = conversion_sizes(units, seen)
     to_codes, to_floats = (clock.line(op, sizes) for op in ("QuantizeLinear", "DequantizeLinear"))
-    return Costs(tuple(costs), to_codes, to_floats, clock.timed)
+    return Costs(tuple(costs), to_codes, to_floats, clock.timed, tuple(rows.values()))
+
+
+def cost_row(unit: Unit, part: Part, ms: float) -> CostRow:
+    """Return what a file says of a part."""
+    inputs = tuple(tuple(map(int, array.shape)) for array in part.feeds.values())
+    return CostRow(unit.name, unit.node.op_type, inputs, part.key, ms)
+
+
+def conversion_sizes(units: Sequence[Unit], seen: Mapping[str, Seen]) -> tuple[int, int]:
+    """Numbers of elements that conversions are timed on: few, and the most that there are."""
+    largest = max((seen[v.name or ""].size for u in units for v in u.reads.values()), default=1)
+    return min(4096, largest), largest
 
 
 def plain_part(graph: Graph, unit: Unit, seen: Mapping[str, Seen]) -> Part:
@@ -226,15 +267,17 @@ def _part(
 class _Clock:
     """Times parts, remembers them by their keys, and takes off what an empty call costs."""
 
-    def __init__(self, engine: Engine, store: Cache | None) -> None:
-        self.engine, self.store, self.timed = engine, store, 0
+    def __init__(self, engine: Engine, store: Cache | None, given: Mapping[str, float]) -> None:
+        self.engine, self.store, self.given, self.timed = engine, store, given, 0
         self.known: dict[str, float] = {}
-        self.base = f"{engine} {_machine()}"
+        self.base = f"{engine} {_machine(engine)}"
         self.empty = 0.0
-        self.empty = self.milliseconds(_single("Relu", 1)) or 0.0
+        self.empty = self.milliseconds(conversion_part("Relu", 1)) or 0.0
 
     def milliseconds(self, part: Part) -> float | None:
         """Milliseconds beyond an empty call; None where the engine refuses the part."""
+        if part.key in self.given:
+            return self.given[part.key]
         key = f"{self.base}\n{part.key}"
         if key not in self.known:
             entry = None if self.store is None else self.store.get(KIND, key)
@@ -250,7 +293,7 @@ class _Clock:
 
     def line(self, op: str, sizes: tuple[int, int]) -> Conversion:
         """Times of an operator over the number of elements."""
-        short, long = (self.milliseconds(_single(op, size)) or 0.0 for size in sizes)
+        short, long = (self.milliseconds(conversion_part(op, size)) or 0.0 for size in sizes)
         slope = max(0.0, (long - short) / max(sizes[1] - sizes[0], 1))
         return Conversion(max(0.0, short - slope * sizes[0]), slope)
 
@@ -283,7 +326,7 @@ def _median(session: Session, feeds: Mapping[str, NDArray[Any]]) -> float:
     return min(medians) * 1e3
 
 
-def _single(op: str, elements: int) -> Part:
+def conversion_part(op: str, elements: int) -> Part:
     """A model of one operator."""
     codes = op == "DequantizeLinear"
     data = ir.Value(name="x")
@@ -308,7 +351,7 @@ def _single(op: str, elements: int) -> Part:
     return Part(Graph(ir.Model(inside, ir_version=9)), feeds, f"{op} {elements}")
 
 
-def _machine() -> str:
+def _machine(engine: Engine) -> str:
     """The processor and the engines' versions: on another, times are others."""
     versions = []
     for name in _PACKAGES:
@@ -316,7 +359,18 @@ def _machine() -> str:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
-    return f"{processor()} {' '.join(versions)}"
+    return f"{processor_of(engine)} {' '.join(versions)}"
+
+
+def processor_of(engine: Engine) -> str:
+    """Name of what an engine computes on."""
+    if engine.backend in ("onnxruntime-cpu", "openvino"):
+        return processor()
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in path.read_text(errors="replace").splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip()
+    return processor()
 
 
 def processor() -> str:

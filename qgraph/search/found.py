@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qgraph.search.costs import Costs
+from qgraph.search.costs import Costs, Engine
 from qgraph.search.refine import Refined
 from qgraph.search.sensitivity import Sensitivity
 from qgraph.search.whole import Round
@@ -18,5 +18,6 @@ class Found:
         self.problem: Any = None
         self.sensitivity: Sensitivity | None = None
         self.costs: Costs | None = None
+        self.costs_engine: Engine | None = None
         self.refined: Refined | None = None
         self.first: Round | None = None

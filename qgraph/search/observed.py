@@ -48,7 +48,7 @@ def observe(
     inside = [name for name in dict.fromkeys(names) if name not in feeds]
     with open_reference(model, inside) as session:
         given = {info.name: feeds[info.name] for info in session.inputs if info.name in feeds}
-        found = {**given, **session.run(given, inside)}
+        found = {**given, **(session.run(given, inside) if inside else {})}
     return {name: Seen(array.shape, array.dtype) for name, array in found.items()}
 
 

@@ -11,7 +11,7 @@ from qgraph.errors import ArtifactError, UsageError
 from qgraph.record import source
 from qgraph.search.judge import Verdict
 from qgraph.search.refine import front
-from qgraph.search.whole import Timed, time_whole
+from qgraph.search.whole import Timed
 from qgraph.search.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def measure_front(space: Workspace, found: "Found", count: int) -> list[Row]:
     with space.timing("measuring the front"):
         models = [space.mix(choice) for choice in front(problem, space.goal, count)]
         models = list({model.name: model for model in models}.values())
-        target, engine = space.job.target, ours.engine.backend
-        timed = time_whole(target, models, space.sample, BUDGET_S * len(models), engine).timed
+        budget, engine = BUDGET_S * len(models), ours.engine.backend
+        timed = space.times.whole(models, space.sample, budget, engine).timed
         pairs = []
         for done, each in enumerate(sorted(timed, key=lambda each: each.whole.loss)):
             pairs.append((each, space.verdict(each.whole, each.engine)))

@@ -134,7 +134,9 @@ def prepare(
     """
     options = {name: dict(values) for name, values in job.recipe.passes.items()}
     stages = Pipeline(flow.exact_passes(options, own), hooks=hooks or []).run(graph, context)
-    passes = flow.quantizing_passes("int8", options, job.target)
+    # Operators of the target's own would hide values that the plan names.
+    plain = replace(job.target, contributed=None)
+    passes = flow.quantizing_passes("int8", options, plain)
     calibrating = [p for p in passes if p.name not in (_CORRECT, *flow.INSERTING)]
     given = graph.facts.present()
     stages += Pipeline(calibrating, hooks=hooks or [], given=given).run(graph, context)

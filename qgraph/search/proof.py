@@ -8,7 +8,7 @@ from qgraph.manifest import Promise
 from qgraph.search.goal import Goal
 from qgraph.search.judge import Judge, Verdict
 from qgraph.search.whole import Round, Timed, Whole
-from qgraph.search.workspace import Workspace, open_whole
+from qgraph.search.workspace import Workspace
 
 # Two runs of one model differ by about this much: an integer model must win more.
 NO_GAIN = 0.99
@@ -69,7 +69,7 @@ def prove(
                 continue
         looks += 1
         try:
-            verdict = _verdict(timed, judge, goal)
+            verdict = _verdict(space, timed, judge)
         except EngineError as error:
             if name in ("fp32", only):
                 raise
@@ -85,10 +85,12 @@ def prove(
             "a model that loses less was taken"
         )
     if seen is None:  # nothing but the float model could be run
-        seen, looks = (floating, _verdict(floating, judge, goal)), 1
+        seen, looks = (floating, _verdict(space, floating, judge)), 1
     timed, verdict = seen
     promise = _promise(space, last, timed, verdict, looks, notes)
     promise.reason = _reason(last, first or last, timed, goal)
+    if last.estimated:
+        promise.reason += "; times are estimated, not measured"
     return Proof(timed.whole, promise, last)
 
 
@@ -142,9 +144,9 @@ def _searched(space: Workspace, timed: Timed, notes: list[str]) -> Verdict | Non
         return None
 
 
-def _verdict(timed: Timed, judge: Judge, goal: Goal) -> Verdict:
-    with open_whole(timed.whole, timed.engine) as session:
-        return judge.verdict(session, goal.max_drop)
+def _verdict(space: Workspace, timed: Timed, judge: Judge) -> Verdict:
+    with space.times.open(timed.whole, timed.engine) as session:
+        return judge.verdict(session, space.goal.max_drop)
 
 
 def _promise(
@@ -165,6 +167,10 @@ def _promise(
             "the interval was taken for the drop; give more labelled samples"
         )
         notes = [*notes, line]
+    if last.estimated:
+        notes = [*notes, f"times are {last.estimated}"]
+        if goal.max_ms is not None:
+            notes.append(f"{goal.max_ms:g} ms were held to an estimate: measure on the device")
     return Promise(
         metric=space.metric.name,
         better=space.metric.better,
@@ -186,6 +192,7 @@ def _promise(
         float_engine=f"{best_float.engine.backend} {best_float.whole.name}",
         float_p50_ms=best_float.p50_ms,
         relative_time=timed.relative / best_float.relative,
+        latency_estimated=bool(last.estimated),
         peak_bytes=timed.memory or None,
         float_peak_bytes=best_float.memory or None,
         notes=notes,

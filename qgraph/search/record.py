@@ -29,6 +29,7 @@ def search_json(space: Workspace, found: "Found", front: Sequence[Row], proof: P
             "proof": proof.promise.samples,
         },
         "seconds": {step: round(seconds, 3) for step, seconds in space.seconds.items()},
+        "estimated": proof.round.estimated,
         "plain_seconds": round(space.judge.seconds, 4),
         "plain_evaluations": round(_evaluations(space), 1),
     }
@@ -58,6 +59,7 @@ def _units(space: Workspace, found: "Found", proof: Proof) -> list[dict[str, Any
         if found.costs is not None:
             cost = found.costs.units[unit.index]
             row |= {"float_ms": cost.plain, "int8_ms": cost.coded}
+            row["ms_estimated"] = bool(proof.round.estimated)
         rows.append(row)
     return rows
 
@@ -88,6 +90,7 @@ def _whole(space: Workspace, found: "Found", proof: Proof) -> list[dict[str, Any
             "precision": each.whole.precision,
             "engine": str(each.engine),
         }
+        row |= {"estimated": bool(proof.round.estimated)}
         row |= {"p50_ms": each.p50_ms, "bytes": each.bytes, "rounded_only": each.whole.draft}
         verdict = space.verdicts.get(f"{name} {each.engine}")
         if verdict is not None:

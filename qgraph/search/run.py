@@ -25,7 +25,8 @@ from qgraph.recipe import Recipe
 from qgraph.recognise import quantized_ops
 from qgraph.runtime import backend
 from qgraph.search import offers, pareto
-from qgraph.search.costs import time_units
+from qgraph.search.costs_file import costs_json, read_costs
+from qgraph.search.estimates import Estimated, Known
 from qgraph.search.found import Found
 from qgraph.search.goal import Goal, make_goal
 from qgraph.search.judge import Judge
@@ -39,7 +40,8 @@ from qgraph.search.refine import refine
 from qgraph.search.segments import write_segments
 from qgraph.search.sensitivity import Sensitivity, measure
 from qgraph.search.tasks import run_tasks, sweeping
-from qgraph.search.whole import Whole, time_whole, with_memory
+from qgraph.search.times import Times, choose_times
+from qgraph.search.whole import Whole
 from qgraph.search.workspace import Workspace
 from qgraph.tasks import Executor, InProcess
 
@@ -65,6 +67,8 @@ def compile_within(
     settings: Sequence[str] = (),
     points: int = 0,
     pick: int | None = None,
+    costs: str | os.PathLike[str] | None = None,
+    device: str | None = None,
     workers: int | None = None,
     ray: str | None = None,
     listener: Listener | None = None,
@@ -90,6 +94,9 @@ def compile_within(
         points: How many points of the front between loss and aim to verify; 0 for none.
         pick: Build this one of them, counted from 1, in place of the best; of those that an artifact
             in `output` has of the same model, without searching again.
+        costs: A file of measured times of units, `costs.json` of a search on another machine.
+        device: Name or file of the device that times are estimated for where no engine of the target
+            runs here; default: the target's.
         workers: Worker processes for calibration and sensitivity; default: this process alone.
         ray: Address of a Ray cluster that does them instead; see docs/distributed.md.
         listener: Told how it goes.
@@ -102,7 +109,9 @@ def compile_within(
         AccuracyError: The promise can't be kept; the best that was found is kept as an artifact.
     """
     goal = make_goal(max_drop, optimize, max_size, max_latency)
-    job = resolve(target, "int8", recipe, exclude, settings, listener)
+    job = resolve(target, "int8", recipe, exclude, settings, listener, searching=True)
+    given = read_costs(costs) if costs is not None else None
+    times = choose_times(job.target, goal, device, given, job.warn)
     folder = Path(output) if output is not None else output_folder(model, None, job)
     check_output(folder)
     chosen = find_metric(metric) if isinstance(metric, str) else metric
@@ -114,7 +123,7 @@ def compile_within(
     ):
         with backend(REFERENCE).open(original) as answering:
             space = _open(original, job, goal, chosen.bind([original]), data, samples, answering,
-                          Path(scratch), executor)  # fmt: skip
+                          Path(scratch), executor, times)  # fmt: skip
             front = pareto.kept(folder, original) if pick is not None and not points else []
             found = Found(space) if front else _search(space, assign)
             front = front or pareto.measure_front(space, found, max(points, pick or 0))
@@ -135,6 +144,7 @@ def _open(
     answering: Any,
     folder: Path,
     executor: Executor,
+    times: Times,
 ) -> Workspace:
     """Load, split the data, run the original on it, calibrate."""
     job.listener.stage("loading")
@@ -149,7 +159,10 @@ def _open(
         graph, job, job_context(job, _calibration(graph, job, parts.calibration), None, executor)
     )
     tasks = None if isinstance(executor, InProcess) else executor
-    return Workspace(job, goal, metric, parts, prepared, folder, judge, open_cache(), tasks)
+    space = Workspace(job, goal, metric, parts, prepared, folder, judge, open_cache(), times, tasks)
+    if isinstance(times, Estimated):
+        times.known = Known(space.prepared.graph, space.units, {})
+    return space
 
 
 def _calibration(graph: Graph, job: Job, feeds: Sequence[Feeds]) -> DataSet:
@@ -176,7 +189,7 @@ def _search(space: Workspace, assign: Sequence[str]) -> Found:
             onnx_io.save(integer_graph, space.folder / "int8.onnx")
             models.append(Whole("int8", "int8", space.folder / "int8.onnx", floats=()))
     with space.timing("timing whole models"):
-        found.first = first = time_whole(space.job.target, models, space.sample)
+        found.first = first = space.times.whole(models, space.sample)
     if not space.units:
         return found
     with space.timing("measuring sensitivity"):
@@ -186,7 +199,7 @@ def _search(space: Workspace, assign: Sequence[str]) -> Found:
     if ours is None or floating is None:
         return found
     with space.timing("timing units"):
-        found.costs = time_units(
+        found.costs = space.times.units(
             space.prepared.graph,
             integer_graph,
             space.units,
@@ -195,6 +208,7 @@ def _search(space: Workspace, assign: Sequence[str]) -> Found:
             store=space.store,
             progress=_progress(space, "timing units"),
         )
+    found.costs_engine = ours.engine
     found.problem = build_problem(
         space.units,
         space.links,
@@ -253,9 +267,9 @@ def _prove(
     with space.timing("timing what keeps the promise"):
         others = space.candidates.finished()
         models = list({each.name: each for each in [*mixes, space.floating, *others]}.values())
-        last = time_whole(space.job.target, models, space.sample)
+        last = space.times.whole(models, space.sample)
         if space.goal.optimize == "memory":
-            last = with_memory(last, space.sample)
+            last = space.times.memory(last, space.sample)
     with space.timing("proving"):
         judge = Judge(space.metric, space.parts.proof, answering)
         return prove(
@@ -276,12 +290,16 @@ def _write(
     files = {"search.json": search_json(space, found, front, proof)}
     if front:
         files["pareto.csv"] = pareto.table_csv(front)
+    if found.costs is not None and found.costs_engine is not None and not space.times.estimated:
+        text = costs_json(found.costs, found.costs_engine)
+        files |= {"costs.json": text} if text else {}
     graph, stages = _graph(space, whole)
     finished = Finished(
         promise=promise,
         graph=graph,
         stages=stages,
         selection=proof.round.selection(whole.name),
+        simulated=whole.judged,
         files=files,
         data=space.parts.data.describe(),
     )

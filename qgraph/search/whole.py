@@ -31,6 +31,7 @@ class Whole:
         floats: Nodes left in float, where it is a mix; None for others.
         loss: What is predicted of its loss; 0 where nothing is.
         draft: Whether its weights are rounded to nearest until it is known that it may be taken.
+        judged: The same in operators that the reference has, where the model has others.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Whole:
     floats: tuple[str, ...] | None = None
     loss: float = 0.0
     draft: bool = False
+    judged: Path | None = None
 
     @property
     def is_float(self) -> bool:
@@ -77,11 +79,13 @@ class Round:
 
     Attributes:
         timed: Each model in its fastest engine, fastest first.
-        measured: Every model in every engine.
+        measured: Every model in every engine; of estimates only what could not be estimated.
+        estimated: How times were estimated; empty where they were measured.
     """
 
     timed: tuple[Timed, ...]
     measured: tuple[Measured, ...]
+    estimated: str = ""
 
     def of(self, name: str) -> Timed | None:
         """Return the model of that name, None where no engine runs it."""
@@ -91,6 +95,8 @@ class Round:
         """Return what a compile has to know of the engine of one model."""
         found = self.of(name)
         assert found is not None
+        if self.estimated:
+            return Selection(not_timed=f"times are {self.estimated}")
         floats = [each.relative for each in self.timed if each.whole.is_float]
         return Selection(
             found.engine.backend,

@@ -12,8 +12,6 @@ from qgraph.data import Feeds
 from qgraph.facts import Plan
 from qgraph.job import Job
 from qgraph.metrics.metric import Metric
-from qgraph.runtime import backend
-from qgraph.runtime.backend import Session
 from qgraph.search.candidates import Candidates
 from qgraph.search.choice import Choice
 from qgraph.search.costs import Engine
@@ -21,6 +19,7 @@ from qgraph.search.goal import Goal
 from qgraph.search.judge import Judge, Verdict
 from qgraph.search.parts import Parts
 from qgraph.search.prepared import Prepared
+from qgraph.search.times import Times
 from qgraph.search.units import Link, Unit, find_units, links
 from qgraph.search.whole import Whole
 from qgraph.tasks import Executor
@@ -39,6 +38,7 @@ class Workspace:
         folder: Where models lie.
         judge: Scores on the samples that are searched with.
         store: Where measurements are kept.
+        times: Where times come from, and sessions to score models in.
         executor: Runs the tasks of calibration and sensitivity; None runs them in this process.
         units: What is decided.
         links: The values between units.
@@ -56,6 +56,7 @@ class Workspace:
     folder: Path
     judge: Judge
     store: Cache | None
+    times: Times
     executor: Executor | None = None
     units: list[Unit] = field(init=False)
     links: list[Link] = field(init=False)
@@ -121,7 +122,7 @@ class Workspace:
         """Score a model on the samples that are searched with, once."""
         key = f"{whole.name} {engine}"
         if key not in self.verdicts:
-            with open_whole(whole, engine) as session:
+            with self.times.open(whole, engine) as session:
                 self.verdicts[key] = self.judge.verdict(session, self.goal.max_drop)
         return self.verdicts[key]
 
@@ -134,8 +135,3 @@ class Workspace:
             yield
         finally:
             self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
-
-
-def open_whole(whole: Whole, engine: Engine) -> Session:
-    """Open a model in an engine."""
-    return backend(engine.backend).open(whole.model, engine.options)

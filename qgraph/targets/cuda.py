@@ -49,6 +49,7 @@ CUDA = Target(
     # as a product it would turn its image around.
     settings=dict.fromkeys(("int4", "int8-weights"), ("linear_to_matmul.convolutions=false",)),
     costs="h100",
+    devices={"": "h100"},
     # Compute capability 8.9 and newer. cuBLAS wants rows of 16 bytes.
     float8=Float8Rules(
         kernel="gemm_float8",

@@ -16,6 +16,7 @@ GPU_NVIDIA = replace(
     TENSORRT,
     name="gpu-nvidia",
     summary="NVIDIA GPU, tensorrt's rules; gpu-nvidia:8.9 names a compute capability",
+    devices={"": "h100", "9.0": "h100"},
     variants={
         "7.5": _TURING,
         "8.0": _AMPERE,

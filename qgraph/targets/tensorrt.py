@@ -117,6 +117,7 @@ TENSORRT = Target(
         whole_blocks=True,
         source=_QDQ,
     ),
+    devices={"": "h100"},
     lowering=("expand_functions", "slice_axes", "vector_matmul"),
     ranges={"Softmax": (0.0, 1.0)},
     left_float={
