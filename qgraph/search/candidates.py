@@ -5,33 +5,30 @@ does not depend on their values: so it is rounded to nearest first, as a draft, 
 where it would be the best so far.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from glob import escape
 from math import inf
 from pathlib import Path
 from typing import Any
 
-from qgraph import flow, onnx_io
-from qgraph.context import Context
-from qgraph.errors import QGraphError
+from qgraph import onnx_io
 from qgraph.graph import Graph
 from qgraph.job import Job
 from qgraph.passes.weights import WEIGHT_QUANTIZERS
-from qgraph.pipeline import Pipeline, Stage
+from qgraph.pipeline import Stage
 from qgraph.recipe import with_settings
 from qgraph.runtime.backend import EngineOptions
+from qgraph.search.building import FLOAT, NOTHING, Built, Order, build, build_shared, unpack
 from qgraph.search.choice import Choice
 from qgraph.search.goal import Goal
 from qgraph.search.prepared import Prepared, clone
 from qgraph.search.whole import Timed, Whole
 from qgraph.target import WEIGHT_ONLY
+from qgraph.tasks import Executor, SharedFolder, Task
 
 # Beside fp32 and the mixes of int8.
 PRECISIONS = ("fp16", "bf16", "fp8", "int8-dynamic", "w8a16", "int8-weights", "int4")
-# Passes that put something of the model into codes.
-_DECIDING = ("dynamic_int8", "weight_only", "insert_qdq", "fp8")
-_FAILURES = (QGraphError, ValueError, ArithmeticError, RuntimeError, LookupError)
 # A draft that seems slower than the best by more than noise is not solved for.
 _NOISE = 1.05
 
@@ -44,6 +41,7 @@ class Candidates:
         prepared: The calibrated model.
         job: Target and recipe.
         folder: Where models lie.
+        executor: Builds several at a time; None builds one after the other here.
         floats: Names of nodes that must stay in float.
         only_float: Whether some nodes must be in int8, which no candidate in integers ensures.
         built: By precision, the graph of a finished model and what the passes did.
@@ -53,78 +51,99 @@ class Candidates:
     prepared: Prepared
     job: Job
     folder: Path
+    executor: Executor | None = None
     floats: Collection[str] = ()
     only_float: bool = False
     built: dict[str, tuple[Graph, list[Stage]]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     _models: dict[str, Whole] = field(default_factory=dict)
+    _shared: SharedFolder | None = None
 
     def all(self) -> list[Whole]:
         """Return all that can be built, those with weights in few bits as drafts if not finished."""
-        found = []
-        for precision in self._precisions():
-            if precision not in self._models and precision not in self.notes:
-                self._build(precision, draft=precision in WEIGHT_ONLY)
-            if precision in self._models:
-                found.append(self._models[precision])
-        return found
+        wanted = self._precisions()
+        new = [p for p in wanted if p not in self._models and p not in self.notes]
+        self._build([self._order(p, draft=p in WEIGHT_ONLY) for p in new])
+        return [self._models[p] for p in wanted if p in self._models]
 
     def finished(self) -> list[Whole]:
         """Return those that are no drafts."""
         return [whole for whole in self.all() if not whole.draft]
 
-    def finish(self, whole: Whole) -> None:
-        """Put a model with solved weights in the place of a draft, or a note that there is none."""
-        if whole.draft:
+    def finish(self, drafts: Sequence[Whole]) -> None:
+        """Put models with solved weights in the place of drafts, or notes that there are none."""
+        drafts = [whole for whole in drafts if whole.draft]
+        for whole in drafts:
             del self._models[whole.precision]
-            self._build(whole.precision, draft=False)
+        self._build([self._order(whole.precision, draft=False) for whole in drafts])
 
     def _precisions(self) -> list[str]:
         target = self.job.target
         found = [p for p in PRECISIONS if p in target.precisions and p not in target.instead]
         return [p for p in found if not self.only_float or p in ("fp16", "bf16")]
 
-    def _build(self, precision: str, *, draft: bool) -> None:
-        try:
-            whole = self._built(precision, draft)
-        except _FAILURES as error:  # a candidate is an offer: its failure ends no search
-            line = str(error) or type(error).__name__
-            self.notes[precision] = line
-            self.job.listener.info(f"{precision}: {line}")
-            return
-        if whole is None:
-            self.notes[precision] = "nothing of the model can be in it"
-        else:
-            self._models[precision] = whole
-
-    def _built(self, precision: str, draft: bool) -> Whole | None:
-        graph, context = clone(self.prepared.graph), self._context(precision, draft)
-        options = self._options(precision, draft)
-        passes = flow.quantizing_passes(precision, options, self.job.target)
-        stages = Pipeline(passes).run(graph, context)
-        deciding = ("half",) if precision in ("fp16", "bf16") else _DECIDING
-        if not any(stage.report.changed for stage in stages if stage.name in deciding):
-            return None
-        kernels = flow.kernel_passes(precision, options, self.job.target)
-        judged = self.folder / f"{precision}.judged.onnx" if kernels else None
-        if judged is not None:
-            onnx_io.save(graph, judged)
-        stages += Pipeline(kernels, given=graph.facts.present()).run(graph, context)
-        path = self.folder / f"{precision}{'.draft' if draft else ''}.onnx"
-        onnx_io.save(graph, path)
-        if not draft:
-            before = [stage for stage in self.prepared.stages if stage.name != "plan"]
-            self.built[precision] = (graph, [*before, *stages])
-        # Engines that compute in bfloat16 do so when told to, whatever type weights are stored in.
-        way = EngineOptions(float_precision="bf16" if precision == "bf16" else "f32")
-        return Whole(precision, precision, path, way, draft=draft, judged=judged)
-
-    def _context(self, precision: str, draft: bool) -> Context:
+    def _order(self, precision: str, *, draft: bool) -> Order:
         exclude = self.prepared.context.exclude
         if precision not in ("fp16", "bf16"):
             exclude = (*exclude, *map(escape, sorted(self.floats)))
-        context = replace(self.prepared.context, exclude=exclude)
-        return replace(context, data=None) if draft else context
+        return Order(precision, draft, self._options(precision, draft), exclude)
+
+    def _build(self, orders: Sequence[Order]) -> None:
+        """Build what was ordered: in tasks where there are workers, a single one here."""
+        # One alone would have a worker's share of the cores and no company.
+        apart = self.executor is not None and len(orders) > 1
+        made = self._by_tasks(orders) if apart else map(self._here, orders)
+        for order, built in zip(orders, made, strict=True):
+            self._take(order, built)
+
+    def _here(self, order: Order) -> Built:
+        context = replace(self.prepared.context, exclude=order.exclude)
+        context = replace(context, data=None) if order.draft else context
+        return build(clone(self.prepared.graph), context, self.job.target, order, self.folder)
+
+    def _by_tasks(self, orders: Sequence[Order]) -> Iterator[Built]:
+        assert self.executor is not None
+        if self._shared is None:
+            shared = self.folder / "float"
+            shared.mkdir()
+            onnx_io.save(clone(self.prepared.graph), shared / FLOAT)
+            self._shared = self.executor.share(shared)
+        context, feeds = self.prepared.context, None
+        if not all(order.draft for order in orders) and context.data is not None:
+            feeds = list(context.data)
+        tasks = [
+            Task.of(
+                f"building {order.precision}",
+                build_shared,
+                folder=self._shared,
+                order=order,
+                target=self.job.target.name,
+                recipe=self.job.recipe,
+                feeds=None if order.draft else feeds,
+                seed=context.seed,
+            )
+            for order in orders
+        ]
+        parcels = self.executor.stream(tasks)
+        for order, parcel in zip(orders, parcels, strict=True):
+            yield unpack(parcel, order, self.folder, self.job.listener.info)
+
+    def _take(self, order: Order, built: Built) -> None:
+        precision = order.precision
+        if built.graph is None:
+            self.notes[precision] = built.note
+            if built.note != NOTHING:
+                self.job.listener.info(f"{precision}: {built.note}")
+            return
+        if not order.draft:
+            before = [stage for stage in self.prepared.stages if stage.name != "plan"]
+            self.built[precision] = (built.graph, [*before, *built.stages])
+        # Engines that compute in bfloat16 do so when told to, whatever type weights are stored in.
+        way = EngineOptions(float_precision="bf16" if precision == "bf16" else "f32")
+        judged = self.folder / order.judged if built.judged else None
+        self._models[precision] = Whole(
+            precision, precision, self.folder / order.model, way, draft=order.draft, judged=judged
+        )
 
     def _options(self, precision: str, draft: bool) -> Mapping[str, Mapping[str, Any]]:
         """The recipe's options; what suits the target at this precision stands behind them."""

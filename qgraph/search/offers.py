@@ -32,10 +32,14 @@ def finish(space: Workspace, found: Found) -> None:
     if first is None or base is None:
         return
     best = refined.best.choice if refined is not None and refined.best is not None else None
-    for draft in [whole for whole in space.candidates.all() if whole.draft]:
-        timed = first.of(draft.name)
-        if timed is not None and may_win(timed, space.goal, base, best):
-            space.candidates.finish(draft)
+    drafts = [(whole, first.of(whole.name)) for whole in space.candidates.all() if whole.draft]
+    space.candidates.finish(
+        [
+            draft
+            for draft, timed in drafts
+            if timed is not None and may_win(timed, space.goal, base, best)
+        ]
+    )
 
 
 def _worth_proving(space: Workspace, found: Found) -> list[Choice]:

@@ -97,7 +97,7 @@ def compile_within(
         costs: A file of measured times of units, `costs.json` of a search on another machine.
         device: Name or file of the device that times are estimated for where no engine of the target
             runs here; default: the target's.
-        workers: Worker processes for calibration and sensitivity; default: this process alone.
+        workers: Worker processes for calibration, sensitivity and builds; default: this process alone.
         ray: Address of a Ray cluster that does them instead; see docs/distributed.md.
         listener: Told how it goes.
 

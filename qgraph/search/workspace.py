@@ -39,7 +39,7 @@ class Workspace:
         judge: Scores on the samples that are searched with.
         store: Where measurements are kept.
         times: Where times come from, and sessions to score models in.
-        executor: Runs the tasks of calibration and sensitivity; None runs them in this process.
+        executor: Runs the tasks of calibration, sensitivity and builds; None runs them in this process.
         units: What is decided.
         links: The values between units.
         option_names: The names of each unit's options.
@@ -72,7 +72,7 @@ class Workspace:
         self.units = find_units(graph, self.job.target)
         self.links = links(graph, self.units, self.job.target)
         onnx_io.save(graph, self.folder / "fp32.onnx")
-        self.candidates = Candidates(self.prepared, self.job, self.folder)
+        self.candidates = Candidates(self.prepared, self.job, self.folder, self.executor)
 
     @property
     def sample(self) -> Feeds:
