@@ -175,10 +175,11 @@ def front_table(points: Sequence[Mapping[str, Any]]) -> "list[RenderableType]":
         )
         for point in points
     ]
+    estimated = "; times are estimated" if any(p.get("estimated") for p in points) else ""
     columns = ("point", "p50 ms", "relative", "MB", "drop", "95% interval", "int8 units")
     right = "p50 ms relative MB drop int8 units"
     return [
-        report.heading("Front, on the samples searched with"),
+        report.heading(f"Front, on the samples searched with{estimated}"),
         report.table(columns, cells, right=right),
     ]
 

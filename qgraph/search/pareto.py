@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("point", "model", "p50_ms", "relative_time", "bytes", "drop", "drop_low", "drop_high"),
-    *("score", "units_in_integers", "predicted_loss", "dominated"),
+    *("score", "units_in_integers", "predicted_loss", "dominated", "estimated"),
 )
 Pair = tuple[Timed, Verdict]
 # Times of neighbours differ by little: more than for one model to be chosen.
@@ -103,6 +103,7 @@ def _row(space: Workspace, number: int, pair: Pair, pairs: Sequence[Pair]) -> Ro
         len(space.units) - left,
         timed.whole.loss,
         any(_beats(other, pair) for other in pairs),
+        bool(space.times.estimated),
     )
     names = [unit.name for unit in space.units] if floats is None else list(floats)
     return {**dict(zip(COLUMNS, values, strict=True)), "floats": names}

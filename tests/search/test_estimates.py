@@ -92,6 +92,19 @@ def test_operators_of_the_targets_own_do_not_stop_a_search(searched, tmp_path):
     assert {"fp16", "fp8", "int4"} <= {n for n, row in whole(artifact).items() if "p50_ms" in row}
 
 
+def test_times_of_the_front_are_marked(searched, tmp_path, invoke):
+    np.savez(tmp_path / "d.npz", **searched)
+    result = invoke(
+        "compile", CNN, "--target", "cuda", "--data", tmp_path / "d.npz", "--max-drop", "5%",
+        "--metric", "top1", "--recipe", "fast", "--pareto", "-o", tmp_path / "a",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "times are estimated" in next(x for x in result.stdout.splitlines() if "Front" in x)
+    front = json.loads((tmp_path / "a" / "search.json").read_text())["front"]
+    assert front and all(row["estimated"] for row in front)
+    assert (tmp_path / "a" / "pareto.csv").read_text().splitlines()[1].endswith(",True")
+
+
 def test_a_device_file_stands_in_for_one_that_ships(searched, tmp_path):
     (tmp_path / "npu.toml").write_text(
         'name = "an NPU"\nbandwidth_gb_s = 0.01\n[tflops]\nfp32 = 0.001\nint8 = 0.02\n'
