@@ -4,15 +4,20 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from harness import model
 from onnx import numpy_helper
 from planted import WIDTH, tanh_stack
 
 from qgraph import onnx_io
 from qgraph.context import Context
 from qgraph.encoding import Spec, dequantize
+from qgraph.facts import QuantizedWeight
+from qgraph.passes.weight_forms import put
+from qgraph.passes.weight_forms.matmul_nbits import matmul_nbits
 from qgraph.passes.weight_only.layers import find_layers
 from qgraph.passes.weight_only.solve import Settings
 from qgraph.passes.weights.rtn import round_to_nearest
+from qgraph.search.weights.data_rounding import data_loss
 from qgraph.search.weights.estimate import MOST, interpolated, probed
 from qgraph.search.weights.inject import output_losses
 from qgraph.search.weights.kinds import FLOAT, Kind
@@ -120,3 +125,25 @@ def test_few_layers_are_measured_in_every_way_and_kinds_of_layers_apart():
     # Layers that must stay in float are not injected.
     fixed = [[FLOAT]] * 20 + [KINDS] * 20
     assert min(layer for layer, _ in probed(fixed, shapes)) >= 20
+
+
+@pytest.mark.parametrize("block", [32, 64])
+def test_what_rounding_data_loses_is_what_the_kernel_loses(block):
+    rng = np.random.default_rng(3)
+    x = (rng.normal(size=(64, 128)) * np.exp(rng.normal(size=128))).astype(np.float32)
+    weight = rng.normal(0, 0.1, (128, 96)).astype(np.float32)
+    results = []
+    for level in (0, 4):
+        proto = model(
+            "agraph (float[N, 128] x) => (float[N, 96] y) { y = MatMul (x, w) }", {"w": weight}
+        )
+        graph = onnx_io.load(proto)
+        codes, encoding, loss = round_to_nearest(weight, settings(Kind(4, block)).spec)
+        (node,) = graph.nodes("MatMul")
+        quantized = QuantizedWeight(codes, encoding, loss)
+        put(graph, node, matmul_nbits(graph, node, quantized, accuracy_level=level))
+        session = ort.InferenceSession(onnx_io.to_proto(graph).SerializeToString())
+        results.append(session.run(None, {"x": x})[0])
+    expected = np.sum((results[1] - results[0]) ** 2) / np.sum(results[0] ** 2)
+    assert data_loss(x, rounded(weight, Kind(4, block)), block) == pytest.approx(expected, rel=0.3)
+    assert data_loss(np.zeros_like(x), weight, block) == 0

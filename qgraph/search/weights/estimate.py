@@ -32,12 +32,14 @@ class Losses:
 
     Attributes:
         local: For each layer, the relative error energy of its own result, float64 [kinds].
-        output: The same at the model's outputs, all else in float.
-        measured: For each layer, whether that was measured, bool [kinds]; else it is estimated.
+        data: What its result loses beside that where the kernel rounds its input.
+        output: Both at the model's outputs, all else in float.
+        measured: For each layer, whether that of its weight was measured, bool [kinds]; else it is estimated.
         samples: Number of samples that layers' inputs were looked at on.
     """
 
     local: list[NDArray[np.float64]]
+    data: list[NDArray[np.float64]]
     output: list[NDArray[np.float64]]
     measured: list[NDArray[np.bool_]]
     samples: int
@@ -55,6 +57,7 @@ def estimate(space: WeightSpace) -> Losses:
         samples,
         space.context,
         keep=lambda layer, kind: (layer, kind) in probes,
+        rounds_data=space.rounds_data,
     )
     carried = output_losses(
         space.linear,
@@ -66,7 +69,20 @@ def estimate(space: WeightSpace) -> Losses:
     )
     shapes = [layer.shape for layer in space.layers]
     output, measured = interpolated(space.kinds, shapes, found.losses, carried)
-    return Losses(found.losses, output, measured, len(samples))
+    output = [
+        all_ + _times(all_, own, data)
+        for all_, own, data in zip(output, found.losses, found.data, strict=True)
+    ]
+    return Losses(found.losses, found.data, output, measured, len(samples))
+
+
+def _times(
+    output: NDArray[np.float64], own: NDArray[np.float64], data: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """What rounding the data loses at the outputs: errors of a result have one gain."""
+    known = own > LEAST
+    gain = float(np.exp(np.log(output[known] / own[known]).mean())) if known.any() else 0.0
+    return gain * data
 
 
 def probed(

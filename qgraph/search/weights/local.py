@@ -15,6 +15,7 @@ from qgraph.passes.weight_only.observe import forget, keep_inputs, run_stage, su
 from qgraph.passes.weight_only.solve import Settings, Solution, solve_experts, solve_group
 from qgraph.passes.weight_only.stages import cut
 from qgraph.passes.weight_only.statistics import InputStatistics
+from qgraph.search.weights.data_rounding import data_loss
 from qgraph.search.weights.kinds import FLOAT, Kind
 
 # Bytes of values that stages hand on in memory; more goes to disk.
@@ -31,10 +32,12 @@ class Local:
 
     Attributes:
         losses: For each layer, tr(E^T H E) / tr(W^T H W) of each of its kinds; 0 for float.
+        data: The same of rounding the layer's input, where the kernels do.
         drafts: The rounded weights that were asked for.
     """
 
     losses: list[NDArray[np.float64]]
+    data: list[NDArray[np.float64]]
     drafts: Drafts
 
 
@@ -46,6 +49,8 @@ def local_losses(
     samples: Sequence[Feeds],
     context: Context,
     keep: Callable[[int, Kind], bool] = lambda layer, kind: False,
+    *,
+    rounds_data: bool = False,
 ) -> Local:
     """Round every weight in all of its ways, on the inputs that its layer gets in the float model.
 
@@ -59,13 +64,15 @@ def local_losses(
         samples: What the inputs are looked at on.
         context: Told about progress.
         keep: Which rounded weights are wanted, by index of the layer and kind.
+        rounds_data: Whether kernels round their data to int8 in the weights' groups.
 
     Raises:
         EngineError: The engine refuses a part of the graph.
         DataError: A sample makes a layer's input NaN or infinite.
     """
     index = {layer: number for number, layer in enumerate(layers)}
-    found = Local([np.zeros(len(each)) for each in kinds], {})
+    zeros = [[np.zeros(len(each)) for each in kinds] for _ in range(2)]
+    found = Local(zeros[0], zeros[1], {})
     how = {kind: settings(kind) for each in kinds for kind in each if kind != FLOAT}
     stages = cut(graph, list(layers))
     with Boundary(MEMORY) as boundary:
@@ -75,9 +82,11 @@ def local_losses(
             run_stage(graph, stage, {}, boundary, context, label)
             for group in stage.groups:
                 statistics = summed_up(group, boundary)
+                name = group.data.name or ""
+                data = boundary.get(0, [name])[name] if rounds_data else None
                 for layer in group.layers:
                     at = index[layer]
-                    _layer(graph, layer, statistics, kinds[at], how, found, at, keep)
+                    _layer(graph, layer, statistics, data, kinds[at], how, found, at, keep)
             forget(stage, boundary)
     return found
 
@@ -86,6 +95,7 @@ def _layer(
     graph: Graph,
     layer: Layer,
     statistics: InputStatistics,
+    data: NDArray[np.floating] | None,
     kinds: Sequence[Kind],
     how: Mapping[Kind, Settings],
     found: Local,
@@ -98,6 +108,8 @@ def _layer(
             continue
         solution = _drafted(weight, statistics, how[kind])
         found.losses[at][place] = solution.loss
+        if data is not None:
+            found.data[at][place] = data_loss(data, weight, kind.group)
         if keep(at, kind):
             found.drafts[at, kind] = solution.effective()
     layer.release(graph)

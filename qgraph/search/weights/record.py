@@ -54,6 +54,7 @@ def _options(space: WeightSpace, found: Looked, index: int) -> list[dict[str, An
         if found.losses is not None:
             row |= {
                 "own_loss": float(found.losses.local[index][place]),
+                "data_loss": float(found.losses.data[index][place]),
                 "loss": float(found.losses.output[index][place]),
                 "estimated": not bool(found.losses.measured[index][place]),
             }

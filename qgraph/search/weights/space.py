@@ -56,6 +56,13 @@ class WeightSpace(Workspace):
         return rules_of(self.job)
 
     @property
+    def rounds_data(self) -> bool:
+        """Whether the kernels of its weights round their data to int8."""
+        asked = weight_options(self.job).accuracy_level
+        level = self.rules.accuracy_level if asked is None else asked
+        return level == 4 and "matmul_nbits" in self.rules.forms_for("QuantizedWeight")
+
+    @property
     def context_without_data(self) -> Context:
         """What passes are told that round to nearest."""
         return replace(self.context, data=None)
