@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 from planted import WIDTH, tanh_stack
 
@@ -44,7 +45,7 @@ def test_the_one_layer_that_four_bits_ruin_gets_more(net, samples, tmp_path):
     assert plan["g2"][0] in ("int8", "float") and plan["g0"][0] == "int4"
     lines = artifact.manifest.recipe["passes"]["weight_only"]["layers"]
     assert f"g0=4:{found['g0']['group']}" in lines
-    assert "1 layers in" in promise.reason
+    assert "1 layer in int8:128" in promise.reason
 
 
 def test_every_way_was_measured_and_sizes_were_counted(net, samples, tmp_path):
@@ -117,3 +118,41 @@ def test_the_command_line(net, samples, tmp_path, invoke_json):
     found = invoke_json(*args, "--max-drop", "90%", "--optimize", "size", "-o", tmp_path / "a")
     assert found["promise"]["holds"]
     assert json.loads((tmp_path / "a" / "search.json").read_text())["layers"][0]["bits"] == 4
+
+
+@pytest.mark.parametrize(
+    ("precision", "bits"), [("int8-weights", {None, 8}), ("int2", {None, 8, 4, 3, 2})]
+)
+def test_no_layer_gets_fewer_bits_than_asked_for(precision, bits, net, samples, tmp_path):
+    artifact = searched(net, samples, tmp_path, precision=precision, max_drop="90%")
+    assert artifact.manifest.precision == precision and artifact.manifest.promise.holds
+    rows = artifact.read_json("search.json")["layers"]
+    for row in rows:
+        offered = [option["precision"] for option in row["options"]]
+        found = {None if each == "fp32" else int(each[3]) for each in offered}
+        assert found == bits
+    assert {row["bits"] for row in rows} == {min(each for each in bits if each)}
+
+
+def test_nodes_that_share_a_weight_are_one_layer(net, samples, tmp_path):
+    proto = onnx.load(net)
+    (node,) = [each for each in proto.graph.node if each.name == "g1"]
+    node.input[1] = "w0"
+    onnx.save(proto, tmp_path / "tied.onnx")
+    artifact = searched(tmp_path / "tied.onnx", samples, tmp_path, assign=["g1=int8"])
+    found = layers_of(artifact)
+    assert set(found) == {"g0", "g2", "g3"} and found["g0"]["precision"] == "int8:128"
+    quantized = onnx.load(artifact.model_path)
+    codes = {n.name: n.input[1] for n in quantized.graph.node if n.op_type == "MatMulNBits"}
+    assert codes["g0"] == codes["g1"]
+
+
+def test_weights_solved_for_on_data_are_scored_proved_and_written(net, samples, tmp_path):
+    artifact = searched(net, samples, tmp_path, recipe="gptq", max_drop="15%")
+    record = artifact.read_json("search.json")
+    assert artifact.manifest.promise.holds
+    stages = {stage.name: stage for stage in artifact.manifest.stages}
+    methods = {row["name"]: row["method"] for row in stages["weight_only"].layers}
+    assert methods["g0"] == "gptq"
+    drops = [row["drop"] for row in record["whole"] if "drop" in row]
+    assert drops == [record["verified"][-1]["drop"]]

@@ -186,7 +186,9 @@ def rules_of(job: Job) -> WeightOnlyRules:
 def counted(kinds: Sequence[Kind]) -> str:
     """Say how many layers are kept in which way."""
     counts = Counter(kind.name for kind in kinds)
-    return ", ".join(f"{count} layers in {name}" for name, count in sorted(counts.items()))
+    return ", ".join(
+        f"{count} layer{'s' * (count != 1)} in {name}" for name, count in sorted(counts.items())
+    )
 
 
 def _left_in_float(graph: Graph, layers: Sequence[Layer]) -> tuple[str, ...]:
