@@ -156,3 +156,21 @@ def test_weights_solved_for_on_data_are_scored_proved_and_written(net, samples, 
     assert methods["g0"] == "gptq"
     drops = [row["drop"] for row in record["whole"] if "drop" in row]
     assert drops == [record["verified"][-1]["drop"]]
+
+
+def test_another_promise_measures_nothing_again(net, samples, tmp_path, monkeypatch):
+    monkeypatch.setenv("QGRAPH_CACHE", str(tmp_path / "cache"))
+    first = searched(net, samples, tmp_path / "1", max_drop="90%")
+    monkeypatch.setattr("qgraph.search.weights.estimate.local_losses", None)
+    again = searched(net, samples, tmp_path / "2", max_drop="15%")
+    with pytest.raises(TypeError):
+        searched(net, samples, tmp_path / "3", max_drop="15%", assign=["g1=int8"])
+    losses = [
+        [
+            option["loss"]
+            for row in each.read_json("search.json")["layers"]
+            for option in row["options"]
+        ]
+        for each in (first, again)
+    ]
+    assert losses[0] == losses[1]

@@ -8,15 +8,16 @@ map, and energies add up (Zhou et al. 2018, "Adaptive quantization for deep neur
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.data import Feeds
+from qgraph.search.weights import kept
 from qgraph.search.weights.inject import output_losses
 from qgraph.search.weights.kinds import FLOAT, Kind
 from qgraph.search.weights.local import local_losses
+from qgraph.search.weights.losses import Losses
 from qgraph.search.weights.space import WeightSpace
 
 # Models with at most so many layers are measured in every way; of others so many layers in one.
@@ -26,28 +27,18 @@ MOST = 16
 LEAST = 1e-15
 
 
-@dataclass(frozen=True, eq=False)
-class Losses:
-    """What each layer loses in each way.
-
-    Attributes:
-        local: For each layer, the relative error energy of its own result, float64 [kinds].
-        data: What its result loses beside that where the kernel rounds its input.
-        output: Both at the model's outputs, all else in float.
-        measured: For each layer, whether that of its weight was measured, bool [kinds]; else it is estimated.
-        samples: Number of samples that layers' inputs were looked at on.
-    """
-
-    local: list[NDArray[np.float64]]
-    data: list[NDArray[np.float64]]
-    output: list[NDArray[np.float64]]
-    measured: list[NDArray[np.bool_]]
-    samples: int
-
-
 def estimate(space: WeightSpace) -> Losses:
-    """Measure and estimate the losses of all layers in all of their ways."""
+    """Measure and estimate the losses of all layers in all of their ways, or take what is kept."""
     samples: list[Feeds] = [sample.feeds for sample in space.parts.sensitivity]
+    key = kept.key_of(space, samples)
+    known = kept.load(space.store, key, [len(kinds) for kinds in space.kinds])
+    if known is None:
+        known = _measured(space, samples)
+        kept.keep(space.store, key, known)
+    return known
+
+
+def _measured(space: WeightSpace, samples: Sequence[Feeds]) -> Losses:
     probes = probed(space.kinds, [layer.shape for layer in space.layers])
     found = local_losses(
         space.linear,

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from qgraph.search.choice import Choice, Option, Problem
 from qgraph.search.refine import Refined
-from qgraph.search.weights.estimate import Losses
 from qgraph.search.weights.kinds import FLOAT, Kind
 from qgraph.search.weights.layer_costs import LayerCost
+from qgraph.search.weights.losses import Losses
 from qgraph.search.whole import Round
 
 # Gains on the whole model and those of its layers differ by threads and caches, not by more.
