@@ -18,7 +18,7 @@ from qgraph.passes.weight_only.layers import find_layers
 from qgraph.passes.weight_only.solve import Settings
 from qgraph.passes.weights.rtn import round_to_nearest
 from qgraph.search.weights.data_rounding import data_loss
-from qgraph.search.weights.estimate import MOST, interpolated, probed
+from qgraph.search.weights.estimate import MOST, family, interpolated, probed
 from qgraph.search.weights.inject import output_losses
 from qgraph.search.weights.kinds import FLOAT, Kind
 from qgraph.search.weights.local import local_losses
@@ -92,9 +92,10 @@ def test_injected_losses_are_those_of_the_model_with_the_weight_replaced(deep, t
 
 def test_estimates_between_are_near_the_truth_and_find_the_ruined_layer(deep, tmp_path):
     path, graph, layers, samples = deep
-    kinds, shapes = [KINDS] * 24, [layer.shape for layer in layers]
-    probes = probed(kinds, shapes)
-    assert len(probes) <= MOST and {kind for _, kind in probes} == {FOUR}
+    kinds, shapes = [KINDS] * 24, [family(graph, layer) for layer in layers]
+    assert len(set(shapes)) == 1
+    probes = probed(kinds, shapes, 16)
+    assert len(probes) <= 16 and {kind for _, kind in probes} == {FOUR}
     found = local_losses(
         graph, layers, kinds, settings, samples, Context(), lambda *each: each in probes
     )
@@ -113,10 +114,12 @@ def test_few_layers_are_measured_in_every_way_and_kinds_of_layers_apart():
     few = [KINDS] * 4
     assert probed(few, [(128, 128)] * 4) == {(i, kind) for i in range(4) for kind in KINDS[1:]}
     shapes = [(128, 128), (128, 256)] * 20
-    chosen = sorted(layer for layer, _ in probed([KINDS] * 40, shapes))
-    for family in (0, 1):
-        own = [layer for layer in chosen if layer % 2 == family]
-        assert len(own) == MOST // 2 and {own[0], own[-1]} == {family, 38 + family}
+    assert len(probed([KINDS] * 400, shapes * 10)) <= MOST
+    chosen = sorted(layer for layer, _ in probed([KINDS] * 40, shapes, 12))
+    for odd in (0, 1):
+        own = [layer for layer in chosen if layer % 2 == odd]
+        assert len(own) == 6 and {own[0], own[-1]} == {odd, 38 + odd}
+        assert own[1] - own[0] < own[3] - own[2]
     # A gain of 10 in one family, 1 in the other, whatever stands between.
     local = [np.array([0.0, 0.01, 0.1])] * 40
     carried = {(layer, FOUR): 1.0 if layer % 2 else 0.1 for layer in chosen}

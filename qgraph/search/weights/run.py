@@ -8,14 +8,15 @@ from qgraph.job import Job
 from qgraph.preparation import job_context
 from qgraph.recipe import Recipe
 from qgraph.runtime.backend import Session
-from qgraph.search.choice import Choice, choose
+from qgraph.search.choice import Choice, choose, weigh
 from qgraph.search.costs import Engine
+from qgraph.search.goal import Goal
 from qgraph.search.judge import Verdict
 from qgraph.search.observed import observe
 from qgraph.search.outcome import Outcome, prove_best
 from qgraph.search.parts import calibrating
 from qgraph.search.proof import Proof
-from qgraph.search.refine import refine
+from qgraph.search.refine import Point, Refined, or_inf, refine
 from qgraph.search.weights.estimate import estimate
 from qgraph.search.weights.kinds import FLOAT
 from qgraph.search.weights.layer_costs import layer_costs, names_of
@@ -115,7 +116,38 @@ def _look(space: WeightSpace) -> Looked:
             lambda choice: _verified(space, found, choice, ours.engine),
             MOST_BUILT,
         )
+        found.refined = _beside(space, found, ours.engine)
     return found
+
+
+def _beside(space: WeightSpace, found: Looked, engine: Engine) -> Refined:
+    """Verify models too that keep all weights alike, where they would be better than the best mix.
+
+    What is predicted of a mix is uncertain; where one of them is better after all, it is taken.
+    """
+    problem, refined, goal = found.problem, found.refined, space.goal
+    assert problem is not None and refined is not None
+    best, points = refined.best, list(refined.points)
+    if goal.max_drop is None:
+        return refined
+    shared = [kind for kind in found.able[0] if all(kind in each for each in found.able)]
+    for kind in shared:
+        choice = weigh(problem, [each.index(kind) for each in found.able])
+        known = any(point.choice.options == choice.options for point in points)
+        fits = choice.time <= or_inf(goal.max_ms) and choice.bytes <= or_inf(goal.max_bytes)
+        better = best is not None and _aim(goal, choice) < _aim(goal, best.choice)
+        if kind == FLOAT or known or not fits or not better:
+            continue
+        points.append(Point(choice, _verified(space, found, choice, engine)))
+        if points[-1].verdict.holds(goal.max_drop):
+            best = points[-1]
+    return Refined(tuple(points), best, refined.nearest if best is None else None)
+
+
+def _aim(goal: Goal, choice: Choice) -> float:
+    """What is to be made small."""
+    aims = {"latency": choice.time, "size": choice.bytes, "memory": choice.memory}
+    return aims[goal.optimize]
 
 
 def _verified(space: WeightSpace, found: Looked, choice: Choice, engine: Engine) -> Verdict:
@@ -139,8 +171,8 @@ def _worth_proving(space: WeightSpace, found: Looked) -> list[Whole]:
             found.problem,
             goal.optimize,
             max_loss=best.choice.loss / _SAFER,
-            max_time=float("inf") if goal.max_ms is None else goal.max_ms,
-            max_bytes=float("inf") if goal.max_bytes is None else goal.max_bytes,
+            max_time=or_inf(goal.max_ms),
+            max_bytes=or_inf(goal.max_bytes),
         )
         if safer is not None:
             choices.setdefault(safer.options, safer)
