@@ -154,8 +154,10 @@ def test_weights_solved_for_on_data_are_scored_proved_and_written(net, samples, 
     stages = {stage.name: stage for stage in artifact.manifest.stages}
     methods = {row["name"]: row["method"] for row in stages["weight_only"].layers}
     assert methods["g0"] == "gptq"
-    drops = [row["drop"] for row in record["whole"] if "drop" in row]
-    assert drops == [record["verified"][-1]["drop"]]
+    (drop,) = [row["drop"] for row in record["whole"] if "drop" in row]
+    assert drop == min(row["drop"] for row in record["verified"]) <= 0.15
+    # Beside the mixes, models of one kind that would be smaller were tried.
+    assert any(row["precisions"] == "4 layers in int4:64" for row in record["verified"])
 
 
 def test_another_promise_measures_nothing_again(net, samples, tmp_path, monkeypatch):
