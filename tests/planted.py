@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import harness
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 CNN = Path(__file__).resolve().parents[1] / "models" / "digits" / "digits_cnn.onnx"
+WIDTH, CLASSES = 128, 10
+# Far beyond the other weights, where the input is always 0: it does nothing, but its group's scale
+# then rounds all others to 0 in 4 bits.
+OUTLIER = 4.0
 
 
 def ruined(folder: Path) -> tuple[Path, str]:
@@ -40,3 +45,29 @@ def ruined(folder: Path) -> tuple[Path, str]:
     path = folder / "ruined.onnx"
     onnx.save(model, path)
     return path, name
+
+
+def tanh_stack(folder: Path, layers: int = 4, ruined: str = "g2") -> Path:
+    """Tanh layers with residuals, of which 4 bits ruin one: its outliers meet inputs that are 0."""
+    rng = np.random.default_rng(0)
+    lines, weights = [], {}
+    for i in range(layers):
+        weight = rng.normal(0, 0.1, (WIDTH, WIDTH)).astype(np.float32)
+        if f"g{i}" == ruined:
+            weight[::16] = OUTLIER
+        weights[f"w{i}"] = weight
+        lines.append(f"m{i} = Mul (t{i}, mask)\n g{i} = MatMul (m{i}, w{i})\n h{i} = Tanh (g{i})\n"
+                     f" t{i + 1} = Add (t{i}, h{i})")  # fmt: skip
+    weights["mask"] = (np.arange(WIDTH) % 16 != 0).astype(np.float32)
+    weights["last"] = rng.normal(0, 0.1, (WIDTH, CLASSES)).astype(np.float32)
+    body = "\n".join(lines)
+    proto = harness.model(
+        f"agraph (float[N, {WIDTH}] t0) => (float[N, {CLASSES}] y) "
+        f"{{ {body}\n y = MatMul (t{layers}, last) }}",
+        weights,
+    )
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    path = folder / "net.onnx"
+    onnx.save(proto, path)
+    return path

@@ -211,12 +211,14 @@ def command(
     The artifact is a folder: model.onnx, which onnxruntime loads without qgraph, and what was done
     and measured. int8 takes its ranges from --data; part of it is kept out to verify the result.
 
-    With --max-drop, --max-size or --max-latency it searches which layers run in integers, and the
-    artifact has a promise with the measurement that proves it.
+    With --max-drop, --max-size or --max-latency it searches which layers run in integers, with
+    --precision int4 how many bits each layer's weight gets, and the artifact has a promise with the
+    measurement that proves it.
     """
     from qgraph.commands.progress import ConsoleListener
     from qgraph.compiler import compile as compile_model
     from qgraph.debug import Stopped
+    from qgraph.target import WEIGHT_ONLY
 
     out = Output.begin(ctx, verbose, quiet, as_json)
     asks = (
@@ -235,7 +237,7 @@ def command(
         check(
             data,
             {
-                "--precision": precision not in (None, "int8"),
+                "--precision": precision not in (None, "int8", *WEIGHT_ONLY),
                 "--bits": bits,
                 "--group": group,
                 "--symmetric": symmetric,
@@ -267,6 +269,7 @@ def command(
             max_latency=max_latency,
             output=output,
             target=target,
+            precision=precision or "int8",
             recipe=recipe,
             samples=samples,
             exclude=exclude or [],

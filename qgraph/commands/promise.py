@@ -56,9 +56,10 @@ Assign = Annotated[
     list[str] | None,
     typer.Option(
         "--assign",
-        metavar="PATTERN=int8|fp32",
+        metavar="PATTERN=int8|fp32|int4:32",
         rich_help_panel=_PANEL,
-        help="Precision of nodes or operators that the search may not decide; repeatable.",
+        help="Precision of nodes or operators that the search may not decide; int4 and its groups "
+        "with --precision int4. Repeatable.",
     ),
 ]
 Pareto = Annotated[

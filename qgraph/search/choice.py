@@ -206,7 +206,12 @@ class _Model:
             integrality=whole,
             bounds=Bounds(np.zeros(self.size), upper),
             constraints=LinearConstraint(csr_array(np.array(self.rows)), self.low, self.high),
-            options={"mip_rel_gap": 0.0, "time_limit": 60.0},
+            # Without borders there is nothing to presolve, and HiGHS would print lines of its own.
+            options={
+                "mip_rel_gap": 0.0,
+                "time_limit": 60.0,
+                "presolve": bool(self.problem.borders),
+            },
         )
         if found.status == 2:  # infeasible
             return None

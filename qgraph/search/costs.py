@@ -165,7 +165,7 @@ def time_units(
     Raises:
         EngineError: The engine does not run even one operator.
     """
-    clock = _Clock(engine, store, given or {})
+    clock = Clock(engine, store, given)
     nodes = {node.name: node for node in integer.nodes()}
     costs = []
     rows: dict[str, CostRow] = {}
@@ -202,7 +202,7 @@ def conversion_sizes(units: Sequence[Unit], seen: Mapping[str, Seen]) -> tuple[i
 def plain_part(graph: Graph, unit: Unit, seen: Mapping[str, Seen]) -> Part:
     """The unit in float."""
     names = {value: value.name or "" for node in unit.nodes for value in read_by(node)}
-    return _part(graph, unit.nodes, [unit.result], names, seen)
+    return make_part(graph, unit.nodes, [unit.result], names, seen)
 
 
 def coded_part(graph: Graph, node: Node, unit: Unit, seen: Mapping[str, Seen]) -> Part:
@@ -226,10 +226,10 @@ def coded_part(graph: Graph, node: Node, unit: Unit, seen: Mapping[str, Seen]) -
             break
         nodes.append(reader)
         last = reader
-    return _part(graph, list(dict.fromkeys(nodes)), [last.outputs[0]], names, seen)
+    return make_part(graph, list(dict.fromkeys(nodes)), [last.outputs[0]], names, seen)
 
 
-def _part(
+def make_part(
     graph: Graph,
     nodes: Sequence[Node],
     outputs: Sequence[Value],
@@ -256,19 +256,33 @@ def _part(
         key.append(f"in {dtype} {look.shape}")
     for out in part.main.outputs:
         out.shape = None
-    prints = Fingerprints(part)
+    return Part(part, feeds, "\n".join([*key, *operators(part)]))
+
+
+def operators(part: Graph) -> list[str]:
+    """Describe a graph's operators: attributes, shapes and types of constants, not their values."""
+    prints, lines = Fingerprints(part), []
     for node in part.nodes():
         constants = [t for t in map(part.tensor, node.inputs) if t is not None]
         shapes = [f"{t.dtype.name}{list(t.shape.numpy())}" for t in constants]
-        key.append(f"{node.op_type} {sorted(attributes_of(node, prints).items())} {shapes}")
-    return Part(part, feeds, "\n".join(key))
+        lines.append(f"{node.op_type} {sorted(attributes_of(node, prints).items())} {shapes}")
+    return lines
 
 
-class _Clock:
+class Clock:
     """Times parts, remembers them by their keys, and takes off what an empty call costs."""
 
-    def __init__(self, engine: Engine, store: Cache | None, given: Mapping[str, float]) -> None:
-        self.engine, self.store, self.given, self.timed = engine, store, given, 0
+    def __init__(
+        self, engine: Engine, store: Cache | None, given: Mapping[str, float] | None = None
+    ) -> None:
+        """Time what an empty call costs.
+
+        Args:
+            engine: What runs the parts.
+            store: Where times are kept; None keeps none.
+            given: Milliseconds by the key of a part, which are not measured again.
+        """
+        self.engine, self.store, self.given, self.timed = engine, store, given or {}, 0
         self.known: dict[str, float] = {}
         self.base = f"{engine} {_machine(engine)}"
         self.empty = 0.0

@@ -3,16 +3,16 @@
 from typing import Any
 
 from qgraph.search.costs import Costs, Engine
+from qgraph.search.mixes import Mixes
 from qgraph.search.refine import Refined
 from qgraph.search.sensitivity import Sensitivity
 from qgraph.search.whole import Round
-from qgraph.search.workspace import Workspace
 
 
 class Found:
     """What a search found out."""
 
-    def __init__(self, space: Workspace) -> None:
+    def __init__(self, space: Mixes) -> None:
         """Start with nothing."""
         self.space = space
         self.problem: Any = None

@@ -8,8 +8,8 @@ from qgraph.runtime.backend import EngineOptions
 from qgraph.search.candidates import may_win
 from qgraph.search.choice import Choice, choose
 from qgraph.search.found import Found
+from qgraph.search.mixes import Mixes
 from qgraph.search.whole import Whole
-from qgraph.search.workspace import Workspace
 
 # What loses so many times less than the best stands by for the proof.
 _SAFER = (2, 4, 8)
@@ -17,7 +17,7 @@ _SAFER = (2, 4, 8)
 _FASTER = (0.9, 0.8)
 
 
-def mixes(space: Workspace, found: Found) -> list[Whole]:
+def mixes(space: Mixes, found: Found) -> list[Whole]:
     """Build the best mix and those that stand by, also with their float parts in bf16."""
     if found.refined is None:
         return []
@@ -25,7 +25,7 @@ def mixes(space: Workspace, found: Found) -> list[Whole]:
     return [*built, *_in_half(space, found, built)]
 
 
-def finish(space: Workspace, found: Found) -> None:
+def finish(space: Mixes, found: Found) -> None:
     """Solve for the weights of the drafts that may turn out best."""
     refined, first = found.refined, found.first
     base = None if first is None else first.of("fp32")
@@ -42,7 +42,7 @@ def finish(space: Workspace, found: Found) -> None:
     )
 
 
-def _worth_proving(space: Workspace, found: Found) -> list[Choice]:
+def _worth_proving(space: Mixes, found: Found) -> list[Choice]:
     """The best choice, and what stands by: such as lose less, or are predicted to be faster."""
     refined, goal = found.refined, space.goal
     assert refined is not None
@@ -62,7 +62,7 @@ def _worth_proving(space: Workspace, found: Found) -> list[Choice]:
     return list({choice.options: choice for choice in choices if choice is not None}.values())
 
 
-def _in_half(space: Workspace, found: Found, mixes: Sequence[Whole]) -> list[Whole]:
+def _in_half(space: Mixes, found: Found, mixes: Sequence[Whole]) -> list[Whole]:
     """The same mixes with their float parts in bf16, where an engine computes in that."""
     if found.first is None or found.first.of("bf16") is None:
         return []

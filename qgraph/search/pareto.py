@@ -10,9 +10,9 @@ from qgraph.artifact import Artifact
 from qgraph.errors import ArtifactError, UsageError
 from qgraph.record import source
 from qgraph.search.judge import Verdict
+from qgraph.search.mixes import Mixes
 from qgraph.search.refine import front
 from qgraph.search.whole import Timed
-from qgraph.search.workspace import Workspace
 
 if TYPE_CHECKING:
     from qgraph.search.found import Found
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 """A point that was built, scored and timed: `COLUMNS`, and `floats`, the nodes left in float."""
 
 
-def measure_front(space: Workspace, found: "Found", count: int) -> list[Row]:
+def measure_front(space: Mixes, found: "Found", count: int) -> list[Row]:
     """Build, score and time the front, from the least loss on; empty for a count of 0.
 
     All are timed in the engine that is fastest for the model all in integers.
@@ -86,7 +86,7 @@ def table_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _row(space: Workspace, number: int, pair: Pair, pairs: Sequence[Pair]) -> Row:
+def _row(space: Mixes, number: int, pair: Pair, pairs: Sequence[Pair]) -> Row:
     timed, verdict = pair
     floats = timed.whole.floats
     left = len(space.units) if floats is None else len(floats)

@@ -1,5 +1,6 @@
 """Parts of the data: to calibrate with, to search with, and to prove the promise with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -101,3 +102,15 @@ def _spread(items: list[Any], most: int) -> list[Any]:
     """At most so many, evenly spread."""
     step = max(1.0, len(items) / most)
     return [items[int(i * step)] for i in range(min(most, len(items)))]
+
+
+def calibrating(graph: Graph, held_out: float, feeds: Sequence[Feeds]) -> DataSet:
+    """Return what an ordinary compile calibrates with, of the same samples.
+
+    Args:
+        graph: The model.
+        held_out: What the recipe keeps out of it.
+        feeds: The samples.
+    """
+    data = open_data(feeds, graph.signature(), caches=cache_axes(graph))
+    return data.split(held_out)[0]

@@ -226,6 +226,8 @@ def broken_bounds(goal: Goal, timed: Timed, verdict: Verdict) -> list[str]:
 
 
 def _what(whole: Whole) -> str:
+    if whole.what:
+        return whole.what
     if whole.floats:
         return f"{len(whole.floats)} units left in float"
     kind = f"in {whole.precision}" if whole.floats is None else "in integers"

@@ -1,26 +1,28 @@
 """What a search leaves in the artifact beside the promise: `search.json`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qgraph.search.mixes import Mixes
 from qgraph.search.pareto import Row
 from qgraph.search.proof import Proof
+from qgraph.search.whole import Round
 from qgraph.search.workspace import Workspace
 
 if TYPE_CHECKING:
     from qgraph.search.found import Found
 
 
-def search_json(space: Workspace, found: "Found", front: Sequence[Row], proof: Proof) -> str:
+def search_json(space: Mixes, found: "Found", front: Sequence[Row], proof: Proof) -> str:
     """Return units with losses and times, what was verified, and how long each step took."""
     content = {
         "units": _units(space, found, proof),
         "verified": _verified(space, found),
-        "whole": _whole(space, found, proof),
+        "whole": whole_rows(space, found.first, proof, space.candidates.notes),
         "front": list(front),
         "samples": {
             "calibration": len(space.parts.calibration),
@@ -28,21 +30,24 @@ def search_json(space: Workspace, found: "Found", front: Sequence[Row], proof: P
             "search": len(space.judge.theirs),
             "proof": proof.promise.samples,
         },
-        "seconds": {step: round(seconds, 3) for step, seconds in space.seconds.items()},
         "estimated": proof.round.estimated,
-        "plain_seconds": round(space.judge.seconds, 4),
-        "plain_evaluations": round(_evaluations(space), 1),
+        **effort(space),
     }
-    return json.dumps(_finite(content), indent=1)
+    return json.dumps(finite(content), indent=1)
 
 
-def _evaluations(space: Workspace) -> float:
-    """Time of the search in runs of the original over all the data."""
+def effort(space: Workspace) -> dict[str, Any]:
+    """Return the time of each step, also of all in runs of the original over all the data."""
     share = (space.parts.data.count or len(space.judge.theirs)) / len(space.judge.theirs)
-    return sum(space.seconds.values()) / max(space.judge.seconds * share, 1e-9)
+    evaluations = sum(space.seconds.values()) / max(space.judge.seconds * share, 1e-9)
+    return {
+        "seconds": {step: round(seconds, 3) for step, seconds in space.seconds.items()},
+        "plain_seconds": round(space.judge.seconds, 4),
+        "plain_evaluations": round(evaluations, 1),
+    }
 
 
-def _units(space: Workspace, found: "Found", proof: Proof) -> list[dict[str, Any]]:
+def _units(space: Mixes, found: "Found", proof: Proof) -> list[dict[str, Any]]:
     floats = proof.whole.floats
     rows = []
     for unit in space.units:
@@ -64,7 +69,7 @@ def _units(space: Workspace, found: "Found", proof: Proof) -> list[dict[str, Any
     return rows
 
 
-def _verified(space: Workspace, found: "Found") -> list[dict[str, Any]]:
+def _verified(space: Mixes, found: "Found") -> list[dict[str, Any]]:
     if found.refined is None:
         return []
     return [
@@ -79,9 +84,11 @@ def _verified(space: Workspace, found: "Found") -> list[dict[str, Any]]:
     ]
 
 
-def _whole(space: Workspace, found: "Found", proof: Proof) -> list[dict[str, Any]]:
+def whole_rows(
+    space: Workspace, first: Round | None, proof: Proof, notes: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """What became of every whole model: times, sizes and drops, or why there are none."""
-    rounds = [proof.round, *([found.first] if found.first is not None else [])]
+    rounds = [proof.round, *([first] if first is not None else [])]
     timed = {each.whole.name: each for round_ in reversed(rounds) for each in round_.timed}
     rows: list[dict[str, Any]] = []
     for name, each in timed.items():
@@ -96,19 +103,18 @@ def _whole(space: Workspace, found: "Found", proof: Proof) -> list[dict[str, Any
         if verdict is not None:
             row |= {"drop": verdict.drop, "drop_bound": verdict.bound}
         rows.append(row)
-    notes = dict(space.candidates.notes)
     for round_ in rounds:
         failed = {str(each.candidate): each.reason for each in round_.measured if not each.result}
         notes = {**failed, **notes}
     return [*rows, *({"name": name, "reason": reason} for name, reason in notes.items())]
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
     """Put texts in place of NaN and infinities, which JSON lacks."""
     if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     if isinstance(content, float) and not np.isfinite(content):
         return str(content)
     return content

@@ -71,7 +71,7 @@ def refine(
             points[choice.options] = Point(choice, verify(choice))
         return points[choice.options]
 
-    bounds = {"max_time": _or_inf(goal.max_ms), "max_bytes": _or_inf(goal.max_bytes)}
+    bounds = {"max_time": or_inf(goal.max_ms), "max_bytes": or_inf(goal.max_bytes)}
     aim = goal.optimize if goal.max_drop is not None else "loss"
     low, high, best = 0.0, math.inf, None
     while len(points) < most:
@@ -147,5 +147,6 @@ def _between(low: float, high: float, points: Iterable[Point], allowed: float | 
     return float(min(max(guess, high / 100), high / 1.5))
 
 
-def _or_inf(value: float | None) -> float:
+def or_inf(value: float | None) -> float:
+    """Return a bound, infinite where there is none."""
     return math.inf if value is None else float(value)

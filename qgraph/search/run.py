@@ -11,38 +11,27 @@ from qgraph.artifact import Artifact, check_output
 from qgraph.cache import open_cache
 from qgraph.compiler import Finished
 from qgraph.compiler import compile as compile_model
-from qgraph.data import DataSet, Feeds, open_data
-from qgraph.errors import AccuracyError, ModelError
+from qgraph.errors import AccuracyError, EngineError, ModelError, UsageError
 from qgraph.graph import Graph
 from qgraph.job import Job, output_folder, resolve
-from qgraph.kv_cache import cache_axes
 from qgraph.listener import Listener
 from qgraph.metrics import metric as find_metric
 from qgraph.metrics.metric import Metric
-from qgraph.pipeline import Stage
-from qgraph.preparation import job_context, job_executor, original_file
+from qgraph.preparation import job_executor, original_file
 from qgraph.recipe import Recipe
 from qgraph.recognise import quantized_ops
 from qgraph.runtime import backend
-from qgraph.search import offers, pareto
-from qgraph.search.costs_file import costs_json, read_costs
-from qgraph.search.estimates import Estimated, Known
-from qgraph.search.found import Found
+from qgraph.runtime.backend import Session
+from qgraph.search import integers
+from qgraph.search.costs_file import read_costs
 from qgraph.search.goal import Goal, make_goal
 from qgraph.search.judge import Judge
-from qgraph.search.observed import Seen, observe, sweep_bytes
+from qgraph.search.outcome import Outcome
 from qgraph.search.parts import open_parts
-from qgraph.search.prepared import prepare
-from qgraph.search.problem import CODES, FLOAT, Forced, assigned, build_problem, read_forced
-from qgraph.search.proof import Proof, prove
-from qgraph.search.record import search_json
-from qgraph.search.refine import refine
-from qgraph.search.segments import write_segments
-from qgraph.search.sensitivity import Sensitivity, measure
-from qgraph.search.tasks import run_tasks, sweeping
 from qgraph.search.times import Times, choose_times
-from qgraph.search.whole import Whole
+from qgraph.search.weights import run as weights
 from qgraph.search.workspace import Workspace
+from qgraph.target import WEIGHT_ONLY
 from qgraph.tasks import Executor, InProcess
 
 # Engine in which the original answers and boundaries are computed.
@@ -60,6 +49,7 @@ def compile_within(
     max_latency: str | None = None,
     output: str | os.PathLike[str] | None = None,
     target: str = "cpu",
+    precision: str = "int8",
     recipe: str | os.PathLike[str] | Recipe | None = None,
     samples: int | None = None,
     exclude: Sequence[str] = (),
@@ -86,10 +76,14 @@ def compile_within(
         max_latency: The longest median latency, such as `4ms`.
         output: The artifact's folder.
         target: Name of a target.
+        precision: `int8` searches which layers run in integers; `int4`, `int3`, `int2` and
+            `int8-weights` how many bits each layer's weight has, that many at least, activations in
+            float.
         recipe: Name, file or object.
         samples: How many samples to use at most.
         exclude: Globs of node names or operators that stay in float.
-        assign: `PATTERN=int8` or `PATTERN=fp32`, what the search may not decide.
+        assign: `PATTERN=int8` or `PATTERN=fp32`, what the search may not decide; of weights also
+            `PATTERN=int4` and `PATTERN=int4:32`.
         settings: `pass.option=value` lines.
         points: How many points of the front between loss and aim to verify; 0 for none.
         pick: Build this one of them, counted from 1, in place of the best; of those that an artifact
@@ -109,9 +103,10 @@ def compile_within(
         AccuracyError: The promise can't be kept; the best that was found is kept as an artifact.
     """
     goal = make_goal(max_drop, optimize, max_size, max_latency)
-    job = resolve(target, "int8", recipe, exclude, settings, listener, searching=True)
+    job = resolve(target, precision, recipe, exclude, settings, listener, searching=True)
     given = read_costs(costs) if costs is not None else None
     times = choose_times(job.target, goal, device, given, job.warn)
+    _check(job, points, pick, times, costs)
     folder = Path(output) if output is not None else output_folder(model, None, job)
     check_output(folder)
     chosen = find_metric(metric) if isinstance(metric, str) else metric
@@ -122,13 +117,45 @@ def compile_within(
         executor,
     ):
         with backend(REFERENCE).open(original) as answering:
-            space = _open(original, job, goal, chosen.bind([original]), data, samples, answering,
-                          Path(scratch), executor, times)  # fmt: skip
-            front = pareto.kept(folder, original) if pick is not None and not points else []
-            found = Found(space) if front else _search(space, assign)
-            front = front or pareto.measure_front(space, found, max(points, pick or 0))
-            proof = _prove(space, found, front, pick, answering)
-        return _write(model, folder, space, found, front, proof, samples)
+            graph, space = _open(original, job, goal, chosen.bind([original]), data, samples,
+                                 answering, Path(scratch), executor, times)  # fmt: skip
+            if job.requested in WEIGHT_ONLY:
+                outcome = weights.search(graph, space, answering, assign=assign)
+            else:
+                outcome = integers.search(
+                    graph,
+                    space,
+                    answering,
+                    original=original,
+                    assign=assign,
+                    points=points,
+                    pick=pick,
+                    folder=folder,
+                )
+        return _write(model, folder, space, outcome)
+
+
+def _check(job: Job, points: int, pick: int | None, times: Times, costs: Any) -> None:
+    """Refuse what one kind of search lacks."""
+    if job.requested not in (*WEIGHT_ONLY, "int8"):
+        raise UsageError(
+            f"nothing is searched in {job.requested}",
+            fix=f"use --precision int8, {', '.join(WEIGHT_ONLY)}",
+        )
+    if job.requested in WEIGHT_ONLY:
+        weights.check(job)
+        if points or pick is not None:
+            raise UsageError(
+                "--pareto and --pick are for int8",
+                fix="search the weights with one --max-drop at a time",
+            )
+        if costs is not None:
+            raise UsageError("--costs has times of units in int8", fix="leave it out")
+        if times.estimated:
+            raise EngineError(
+                f"the bits of weights are timed in an engine of {job.target.name}, and none runs here",
+                fix=f"compile with --precision {job.requested} alone, or search where it runs",
+            )
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -141,12 +168,12 @@ def _open(
     metric: Metric,
     data: Any,
     samples: int | None,
-    answering: Any,
+    answering: Session,
     folder: Path,
     executor: Executor,
     times: Times,
-) -> Workspace:
-    """Load, split the data, run the original on it, calibrate."""
+) -> tuple[Graph, Workspace]:
+    """Load, split the data, run the original on it."""
     job.listener.stage("loading")
     graph = onnx_io.load(original)
     if quantized_ops(graph):
@@ -155,155 +182,32 @@ def _open(
     parts = open_parts(data, graph, metric, images, samples, job.recipe.samples)
     job.listener.stage("running the original")
     judge = Judge(metric, parts.search, answering)
-    prepared = prepare(
-        graph, job, job_context(job, _calibration(graph, job, parts.calibration), None, executor)
+    space = Workspace(
+        job=job,
+        goal=goal,
+        metric=metric,
+        parts=parts,
+        folder=folder,
+        judge=judge,
+        store=open_cache(),
+        times=times,
+        executor=None if isinstance(executor, InProcess) else executor,
     )
-    tasks = None if isinstance(executor, InProcess) else executor
-    space = Workspace(job, goal, metric, parts, prepared, folder, judge, open_cache(), times, tasks)
-    if isinstance(times, Estimated):
-        times.known = Known(space.prepared.graph, space.units, {})
-    return space
+    return graph, space
 
 
-def _calibration(graph: Graph, job: Job, feeds: Sequence[Feeds]) -> DataSet:
-    """Return what an ordinary compile calibrates with, of the same samples."""
-    data = open_data(feeds, graph.signature(), caches=cache_axes(graph))
-    return data.split(job.recipe.verify.held_out)[0]
-
-
-def _bind(space: Workspace, forced: Forced) -> None:
-    """Hold whole models to what the user said of single nodes."""
-    wanted = {unit.name: assigned(unit, forced) for unit in space.units}
-    space.candidates.floats = [name for name, each in wanted.items() if each == FLOAT]
-    space.candidates.only_float = CODES in wanted.values()
-
-
-def _search(space: Workspace, assign: Sequence[str]) -> Found:
-    found = Found(space)
-    forced = read_forced(assign, space.units)
-    _bind(space, forced)
-    with space.timing("building whole models"):
-        models = [space.floating, *space.candidates.all()]
-        if space.units:
-            integer_graph, _ = space.prepared.mixed(())
-            onnx_io.save(integer_graph, space.folder / "int8.onnx")
-            models.append(Whole("int8", "int8", space.folder / "int8.onnx", floats=()))
-    with space.timing("timing whole models"):
-        found.first = first = space.times.whole(models, space.sample)
-    if not space.units:
-        return found
-    with space.timing("measuring sensitivity"):
-        seen, found.sensitivity = _sensitivity(space)
-    ours = first.of("int8")
-    floating = first.of("fp32")
-    if ours is None or floating is None:
-        return found
-    with space.timing("timing units"):
-        found.costs = space.times.units(
-            space.prepared.graph,
-            integer_graph,
-            space.units,
-            seen,
-            ours.engine,
-            store=space.store,
-            progress=_progress(space, "timing units"),
-        )
-    found.costs_engine = ours.engine
-    found.problem = build_problem(
-        space.units,
-        space.links,
-        found.sensitivity,
-        found.costs,
-        seen,
-        float_ms=floating.p50_ms,
-        integer_ms=ours.p50_ms,
-        float_bytes=floating.bytes,
-        forced=forced,
-    )
-    space.option_names = [[option.name for option in unit] for unit in found.problem.units]
-    with space.timing("choosing and verifying"):
-        found.refined = refine(
-            found.problem, space.goal, lambda choice: space.verdict(space.mix(choice), ours.engine)
-        )
-    return found
-
-
-def _sensitivity(space: Workspace) -> tuple[dict[str, Seen], Sensitivity]:
-    folder = space.folder / "segments"
-    folder.mkdir()
-    segments = write_segments(space.prepared, space.units, folder)
-    graph = space.prepared.graph
-    names = [value.name or "" for node in graph.nodes() for value in node.outputs]
-    seen = observe(space.folder / "fp32.onnx", names, space.sample)
-    sided = space.metric.sides != ("",)
-    found = measure(
-        folder,
-        space.parts.sensitivity,
-        metric=None if sided else space.metric,
-        together=space.parts.data.layout.free,
-        sample_bytes=sweep_bytes(segments, seen),
-        store=space.store,
-        run=run_tasks if space.executor is None else sweeping(space.executor, folder),
-        progress=_progress(space, "measuring sensitivity"),
-    )
-    return seen, found
-
-
-def _progress(space: Workspace, what: str) -> Any:
-    return lambda done, total: space.job.listener.progress(what, done, total)
-
-
-def _prove(
-    space: Workspace, found: Found, front: "list[pareto.Row]", pick: int | None, answering: Any
-) -> Proof:
-    """Time what keeps the promise, and prove the best on samples that nothing was chosen by."""
-    if pick is not None:
-        row = pareto.pick(front, pick)
-        mixes = [space.build(tuple(row["floats"]), float(row["predicted_loss"]))]
-    else:
-        mixes = offers.mixes(space, found)
-    with space.timing("building whole models"):
-        offers.finish(space, found)
-    with space.timing("timing what keeps the promise"):
-        others = space.candidates.finished()
-        models = list({each.name: each for each in [*mixes, space.floating, *others]}.values())
-        last = space.times.whole(models, space.sample)
-        if space.goal.optimize == "memory":
-            last = space.times.memory(last, space.sample)
-    with space.timing("proving"):
-        judge = Judge(space.metric, space.parts.proof, answering)
-        return prove(
-            space, last, judge, only=mixes[0].name if pick is not None else None, first=found.first
-        )
-
-
-def _write(
-    model: Any,
-    folder: Path,
-    space: Workspace,
-    found: Found,
-    front: "list[pareto.Row]",
-    proof: Proof,
-    samples: int | None,
-) -> Artifact:
-    whole, promise = proof.whole, proof.promise
-    files = {"search.json": search_json(space, found, front, proof)}
-    if front:
-        files["pareto.csv"] = pareto.table_csv(front)
-    if found.costs is not None and found.costs_engine is not None and not space.times.estimated:
-        text = costs_json(found.costs, found.costs_engine)
-        files |= {"costs.json": text} if text else {}
-    graph, stages = _graph(space, whole)
+def _write(model: Any, folder: Path, space: Workspace, outcome: Outcome) -> Artifact:
+    whole, promise = outcome.proof.whole, outcome.proof.promise
     finished = Finished(
         promise=promise,
-        graph=graph,
-        stages=stages,
-        selection=proof.round.selection(whole.name),
+        graph=outcome.graph,
+        stages=outcome.stages,
+        selection=outcome.proof.round.selection(whole.name),
         simulated=whole.judged,
-        files=files,
+        files=outcome.files,
         data=space.parts.data.describe(),
     )
-    recipe = space.job.recipe
+    recipe = outcome.recipe
     verify = recipe.verify.model_copy(update={"min_sqnr_db": None, "min_cosine": None})
     artifact = compile_model(
         model,
@@ -323,10 +227,3 @@ def _write(
             fix="the best that was found is kept there, marked; allow more loss, time or bytes",
         )
     return artifact
-
-
-def _graph(space: Workspace, whole: Whole) -> tuple[Graph | None, list[Stage]]:
-    """Return the graph that was proved; None for the float model, which the passes write again."""
-    if whole.floats is not None:
-        return space.prepared.mixed(whole.floats)
-    return space.candidates.built.get(whole.precision, (None, []))

@@ -30,6 +30,7 @@ class Whole:
         options: The engine's options.
         floats: Nodes left in float, where it is a mix; None for others.
         loss: What is predicted of its loss; 0 where nothing is.
+        what: What it consists of, for people; empty where `floats` says it.
         draft: Whether its weights are rounded to nearest until it is known that it may be taken.
         judged: The same in operators that the reference has, where the model has others.
     """
@@ -40,6 +41,7 @@ class Whole:
     options: EngineOptions = field(default_factory=EngineOptions)
     floats: tuple[str, ...] | None = None
     loss: float = 0.0
+    what: str = ""
     draft: bool = False
     judged: Path | None = None
 

@@ -87,3 +87,26 @@ def test_hundreds_of_units_are_solved(count):
     found = choose(problem, "latency", max_loss=every / 4)
     assert found is not None and found.loss <= every / 4 * (1 + 1e-6)
     assert found.time < weigh(problem, (0,) * count).time
+
+
+def test_the_solver_prints_nothing(capfd):
+    """What it printed of problems like this one would stand in the output of --json."""
+    rng = np.random.default_rng(0)
+    units = []
+    for _ in range(210):
+        rows, columns = [(576, 576), (576, 192), (576, 1536), (1536, 576)][rng.integers(4)]
+        base = np.exp(rng.normal(-7, 1.5))
+        options = [("f", 4, 0), ("8", 1.07, 2e-3), ("32", 0.64, 0.6), ("64", 0.57, 0.8)]
+        units.append(
+            [
+                Option(name, False, base * loss, rng.random() * 0.01, bits * rows * columns)
+                for name, bits, loss in [*options, ("128", 0.6 if rows == 576 else 0.54, 1)]
+            ]
+        )
+    problem = Problem(units, (), 0.0, 1e6)
+    most = choose(problem, "size").loss
+    for share in (0.3, 0.15, 0.1, 0.01):
+        found = choose(problem, "size", max_loss=share * most)
+        assert found.loss <= share * most * (1 + 1e-9)
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err == ""

@@ -1,0 +1,172 @@
+"""The search for a mix of float and int8: which units run in integers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qgraph import onnx_io
+from qgraph.graph import Graph
+from qgraph.pipeline import Stage
+from qgraph.preparation import job_context
+from qgraph.runtime.backend import Session
+from qgraph.search import offers, pareto
+from qgraph.search.costs_file import costs_json
+from qgraph.search.estimates import Estimated, Known
+from qgraph.search.found import Found
+from qgraph.search.mixes import Mixes
+from qgraph.search.observed import Seen, observe, sweep_bytes
+from qgraph.search.outcome import Outcome, prove_best
+from qgraph.search.parts import calibrating
+from qgraph.search.prepared import prepare
+from qgraph.search.problem import CODES, FLOAT, Forced, assigned, build_problem, read_forced
+from qgraph.search.proof import Proof
+from qgraph.search.record import search_json
+from qgraph.search.refine import refine
+from qgraph.search.segments import write_segments
+from qgraph.search.sensitivity import Sensitivity, measure
+from qgraph.search.tasks import run_tasks, sweeping
+from qgraph.search.whole import Whole
+from qgraph.search.workspace import Workspace
+
+
+def search(
+    graph: Graph,
+    base: Workspace,
+    answering: Session,
+    *,
+    original: Path,
+    assign: Sequence[str],
+    points: int,
+    pick: int | None,
+    folder: Path,
+) -> Outcome:
+    """Search, and prove what was found.
+
+    Args:
+        graph: The original; it becomes the float graph.
+        base: What every search works on.
+        answering: The original, open.
+        original: The original's file.
+        assign: `PATTERN=int8` or `PATTERN=fp32`, what the search may not decide.
+        points: How many points of the front between loss and aim to verify; 0 for none.
+        pick: Build this one of them in place of the best.
+        folder: Where the artifact will be; one that is there may have a front.
+    """
+    held_out = base.job.recipe.verify.held_out
+    data = calibrating(graph, held_out, base.parts.calibration)
+    context = job_context(base.job, data, None, base.executor)
+    space = Mixes(**base.given(), prepared=prepare(graph, base.job, context))
+    if isinstance(space.times, Estimated):
+        space.times.known = Known(space.prepared.graph, space.units, {})
+    front = pareto.kept(folder, original) if pick is not None and not points else []
+    found = Found(space) if front else _search(space, assign)
+    front = front or pareto.measure_front(space, found, max(points, pick or 0))
+    proof = _prove(space, found, front, pick, answering)
+    files = {"search.json": search_json(space, found, front, proof)}
+    if front:
+        files["pareto.csv"] = pareto.table_csv(front)
+    if found.costs is not None and found.costs_engine is not None and not space.times.estimated:
+        text = costs_json(found.costs, found.costs_engine)
+        files |= {"costs.json": text} if text else {}
+    written, stages = _graph(space, proof.whole)
+    return Outcome(proof=proof, recipe=space.job.recipe, graph=written, stages=stages, files=files)
+
+
+def _bind(space: Mixes, forced: Forced) -> None:
+    """Hold whole models to what the user said of single nodes."""
+    wanted = {unit.name: assigned(unit, forced) for unit in space.units}
+    space.candidates.floats = [name for name, each in wanted.items() if each == FLOAT]
+    space.candidates.only_float = CODES in wanted.values()
+
+
+def _search(space: Mixes, assign: Sequence[str]) -> Found:
+    found = Found(space)
+    forced = read_forced(assign, space.units)
+    _bind(space, forced)
+    with space.timing("building whole models"):
+        models = [space.floating, *space.candidates.all()]
+        if space.units:
+            integer_graph, _ = space.prepared.mixed(())
+            onnx_io.save(integer_graph, space.folder / "int8.onnx")
+            models.append(Whole("int8", "int8", space.folder / "int8.onnx", floats=()))
+    with space.timing("timing whole models"):
+        found.first = first = space.times.whole(models, space.sample)
+    if not space.units:
+        return found
+    with space.timing("measuring sensitivity"):
+        seen, found.sensitivity = _sensitivity(space)
+    ours = first.of("int8")
+    floating = first.of("fp32")
+    if ours is None or floating is None:
+        return found
+    with space.timing("timing units"):
+        found.costs = space.times.units(
+            space.prepared.graph,
+            integer_graph,
+            space.units,
+            seen,
+            ours.engine,
+            store=space.store,
+            progress=space.progress("timing units"),
+        )
+    found.costs_engine = ours.engine
+    found.problem = build_problem(
+        space.units,
+        space.links,
+        found.sensitivity,
+        found.costs,
+        seen,
+        float_ms=floating.p50_ms,
+        integer_ms=ours.p50_ms,
+        float_bytes=floating.bytes,
+        forced=forced,
+    )
+    space.option_names = [[option.name for option in unit] for unit in found.problem.units]
+    with space.timing("choosing and verifying"):
+        found.refined = refine(
+            found.problem, space.goal, lambda choice: space.verdict(space.mix(choice), ours.engine)
+        )
+    return found
+
+
+def _sensitivity(space: Mixes) -> tuple[dict[str, Seen], Sensitivity]:
+    folder = space.folder / "segments"
+    folder.mkdir()
+    segments = write_segments(space.prepared, space.units, folder)
+    graph = space.prepared.graph
+    names = [value.name or "" for node in graph.nodes() for value in node.outputs]
+    seen = observe(space.folder / "fp32.onnx", names, space.sample)
+    sided = space.metric.sides != ("",)
+    found = measure(
+        folder,
+        space.parts.sensitivity,
+        metric=None if sided else space.metric,
+        together=space.parts.data.layout.free,
+        sample_bytes=sweep_bytes(segments, seen),
+        store=space.store,
+        run=run_tasks if space.executor is None else sweeping(space.executor, folder),
+        progress=space.progress("measuring sensitivity"),
+    )
+    return seen, found
+
+
+def _prove(
+    space: Mixes, found: Found, front: "list[pareto.Row]", pick: int | None, answering: Session
+) -> Proof:
+    """Prove the best of what the search offers, or the point of the front that was picked."""
+    if pick is not None:
+        row = pareto.pick(front, pick)
+        mixes = [space.build(tuple(row["floats"]), float(row["predicted_loss"]))]
+    else:
+        mixes = offers.mixes(space, found)
+    with space.timing("building whole models"):
+        offers.finish(space, found)
+    models = [*mixes, space.floating, *space.candidates.finished()]
+    only = mixes[0].name if pick is not None else None
+    return prove_best(space, models, answering, only=only, first=found.first)
+
+
+def _graph(space: Mixes, whole: Whole) -> tuple[Graph | None, list[Stage]]:
+    """Return the graph that was proved; None for the float model, which the passes write again."""
+    if whole.floats is not None:
+        return space.prepared.mixed(whole.floats)
+    return space.candidates.built.get(whole.precision, (None, []))
