@@ -6,7 +6,10 @@ once however many readers there are. Losses add up. Minimising over all assignme
 branch and bound.
 """
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -160,6 +163,20 @@ def choose(
     return None if options is None else weigh(problem, options)
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what HiGHS prints of its own, past Python, out of the output of --json."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
 class _Model:
     """Rows over the variables: one an option, two a border, and the largest working set."""
 
@@ -201,18 +218,14 @@ class _Model:
         whole[: self.binary] = 1
         upper = np.ones(self.size)
         upper[-1] = np.inf
-        found = milp(
-            goal / scale,
-            integrality=whole,
-            bounds=Bounds(np.zeros(self.size), upper),
-            constraints=LinearConstraint(csr_array(np.array(self.rows)), self.low, self.high),
-            # Without borders there is nothing to presolve, and HiGHS would print lines of its own.
-            options={
-                "mip_rel_gap": 0.0,
-                "time_limit": 60.0,
-                "presolve": bool(self.problem.borders),
-            },
-        )
+        with _silent():
+            found = milp(
+                goal / scale,
+                integrality=whole,
+                bounds=Bounds(np.zeros(self.size), upper),
+                constraints=LinearConstraint(csr_array(np.array(self.rows)), self.low, self.high),
+                options={"mip_rel_gap": 0.0, "time_limit": 60.0},
+            )
         if found.status == 2:  # infeasible
             return None
         if found.x is None:
