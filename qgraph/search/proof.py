@@ -1,6 +1,6 @@
 """Proves the promise: the best model that keeps it on samples that nothing was chosen by."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from qgraph.errors import EngineError
@@ -56,6 +56,7 @@ def prove(
     if only is not None:
         ordered = [each for each in ordered if each.whole.name == only]
     looks, limit, seen = 0, float("inf"), None
+    failed: set[str] = set()
     for timed in ordered:
         name = timed.whole.name
         if only is None and name != "fp32":
@@ -78,6 +79,7 @@ def prove(
         seen = (timed, verdict)
         if verdict.holds(goal.max_drop) or only is not None:
             break
+        failed.add(name)
         # What loses hardly less would fail as well.
         limit = min(limit, (timed.whole.loss or limit) / _LESS)
         notes.append(
@@ -87,7 +89,7 @@ def prove(
     if seen is None:  # nothing but the float model could be run
         seen, looks = (floating, _verdict(space, floating, judge)), 1
     timed, verdict = seen
-    promise = _promise(space, last, timed, verdict, looks, notes)
+    promise = _promise(space, last, timed, verdict, looks, notes, failed)
     promise.reason = _reason(last, first or last, timed, goal)
     if last.estimated:
         promise.reason += "; times are estimated, not measured"
@@ -156,9 +158,10 @@ def _promise(
     verdict: Verdict,
     looks: int,
     notes: list[str],
+    failed: Collection[str],
 ) -> Promise:
     goal = space.goal
-    floats = [each for each in last.timed if _is_base(space, each, goal)]
+    floats = [each for each in last.timed if _is_base(space, each, goal, failed)]
     best_float = min(floats, key=lambda each: each.relative)
     broken = broken_bounds(goal, timed, verdict)
     if verdict.few:
@@ -199,11 +202,14 @@ def _promise(
     )
 
 
-def _is_base(space: Workspace, timed: Timed, goal: Goal) -> bool:
-    """Whether a model is a float one that keeps the promise, as the float32 one does."""
+def _is_base(space: Workspace, timed: Timed, goal: Goal, failed: Collection[str]) -> bool:
+    """Whether a model is a float one that keeps the promise, as the float32 one does.
+
+    What failed on the samples of the proof does not keep it, whatever it did on those searched with.
+    """
     if timed.whole.name == "fp32":
         return True
-    if not timed.whole.is_float:
+    if not timed.whole.is_float or timed.whole.name in failed:
         return False
     searched = _searched(space, timed, [])
     return searched is not None and searched.holds(goal.max_drop)

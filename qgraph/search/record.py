@@ -9,6 +9,7 @@ import numpy as np
 
 from qgraph.search.mixes import Mixes
 from qgraph.search.pareto import Row
+from qgraph.search.parts import PROOF, SEARCH
 from qgraph.search.proof import Proof
 from qgraph.search.whole import Round
 from qgraph.search.workspace import Workspace
@@ -38,8 +39,8 @@ def search_json(space: Mixes, found: "Found", front: Sequence[Row], proof: Proof
 
 def effort(space: Workspace) -> dict[str, Any]:
     """Return the time of each step, also of all in runs of the original over all the data."""
-    share = (space.parts.data.count or len(space.judge.theirs)) / len(space.judge.theirs)
-    evaluations = sum(space.seconds.values()) / max(space.judge.seconds * share, 1e-9)
+    whole = space.judge.seconds / (SEARCH * (1 - PROOF))  # the original ran on one part of the data
+    evaluations = sum(space.seconds.values()) / max(whole, 1e-9)
     return {
         "seconds": {step: round(seconds, 3) for step, seconds in space.seconds.items()},
         "plain_seconds": round(space.judge.seconds, 4),

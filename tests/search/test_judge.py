@@ -1,14 +1,22 @@
 """Whether a drop is too much, by the numbers alone, and how a choice is corrected."""
 
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from qgraph.errors import UsageError
 from qgraph.metrics import metric
 from qgraph.search.choice import Option, Problem
+from qgraph.search.costs import Engine
 from qgraph.search.goal import Goal, make_goal, read_bytes, read_drop, read_milliseconds
 from qgraph.search.judge import Verdict, judged
+from qgraph.search.proof import prove
+from qgraph.search.record import effort
 from qgraph.search.refine import front, refine
+from qgraph.search.whole import Round, Timed, Whole
 
 TOP1, CER = metric("top1"), metric("cer")
 
@@ -128,3 +136,32 @@ def test_fronts_have_as_many_points_as_are_wanted():
     assert points[0].loss == 0 and points[-1].options == (1,) * 30
     times = [point.time for point in points]
     assert times == sorted(times, reverse=True)
+
+
+def test_effort_counts_runs_over_all_the_data():
+    """The original ran over one of three parts, however the data was given."""
+    space = SimpleNamespace(seconds={"a": 4.0, "b": 2.0}, judge=SimpleNamespace(seconds=1.0))
+    assert effort(space)["plain_evaluations"] == 2.0
+
+
+def test_a_float_model_that_fails_the_proof_is_nothing_to_compare_with():
+    """Both keep the promise on the samples searched with; bf16, the faster, fails the proof."""
+    kept = Verdict(0.9, 0.9, 0.0, 0.0, 0.0, 1000)
+    lost = Verdict(0.8, 0.9, 0.1, 0.08, 0.12, 1000)
+    engine, file = Engine("onnxruntime-cpu"), Path("model.onnx")
+    models = [
+        (Whole("bf16", "bf16", file), 1.0),
+        (Whole("mix", "int8", file, floats=("a",), loss=0.1), 1.2),
+        (Whole("fp32", "fp32", file), 2.0),
+    ]
+    timed = tuple(Timed(whole, engine, ms, ms, ms, 100) for whole, ms in models)
+    space = SimpleNamespace(
+        goal=Goal(0.005),
+        metric=TOP1,
+        verdict=lambda whole, engine: kept,
+        times=SimpleNamespace(open=lambda whole, engine: nullcontext(whole.name)),
+    )
+    judge = SimpleNamespace(verdict=lambda name, drop: lost if name == "bf16" else kept)
+    promise = prove(space, Round(timed, ()), judge).promise
+    assert promise.holds and promise.looks == 2
+    assert promise.float_engine == "onnxruntime-cpu fp32" and promise.relative_time == 0.6
