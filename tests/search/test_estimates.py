@@ -156,8 +156,11 @@ def test_measured_units_are_exported_and_taken_from_there(
     again = compile_within(CNN, data=searched, metric="top1", max_drop="2%", recipe="fast",
                            costs=tmp_path / "c.json", output=tmp_path / "a")  # fmt: skip
     row = again.read_json("search.json")["units"][0]
-    other = any("units were timed instead" in line for line in again.manifest.warnings)
-    assert other or row["float_ms"] == row["int8_ms"] == 123.0
+    taken = read_costs(again.path / "costs.json").engine == costs.engine
+    warned = any("units were timed instead" in line for line in again.manifest.warnings)
+    # Two engines may be level: the file counts where the fastest is the one that it is of.
+    assert warned is not taken
+    assert (row["float_ms"] == row["int8_ms"] == 123.0) is taken
 
 
 def test_measured_units_correct_estimates(measured, searched, tmp_path):
