@@ -151,8 +151,9 @@ def rows(promise: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         about = "about " if promise.get("latency_estimated") else ""
         ours = f"{about}{promise['p50_ms']:.3g} ms in {promise['engine']}"
         theirs = f"{promise['float_p50_ms']:.3g} ms of {promise['float_engine']}"
-        line = f"{ours}, {promise['relative_time']:.2f} times the {theirs}"
-        line += "; estimated, not measured" if about else ""
+        # Medians of two runs that other work disturbs differ by more than their fastest tenths.
+        by = "estimated, not measured" if about else "by the fastest tenth of runs"
+        line = f"{ours}, {theirs}; {promise['relative_time']:.2f} times as long, {by}"
         shown.append(("against float", line))
     shown.append(("chosen", promise["reason"]))
     return [*shown, *(("note", note) for note in promise["notes"])]
