@@ -41,6 +41,7 @@ class Half(Pass):
         dtype: `float16` or `bfloat16`.
         headroom: How many times larger than on the calibration data results may get.
         weights_only: Only store constants in the type.
+        trusted: Look for overflow in constants alone: the results' ranges were looked at before.
         min_elements: Smallest constant worth a Cast of its own when only weights are stored.
 
     Source: number formats: IEEE 754-2008 binary16; bfloat16 as ONNX defines it in
@@ -50,6 +51,7 @@ class Half(Pass):
     dtype: Literal["float16", "bfloat16"] = "float16"
     headroom: float = 2.0
     weights_only: bool = False
+    trusted: bool = False
     min_elements: int = 256
 
     name: ClassVar[str] = "half"
@@ -81,7 +83,7 @@ class Half(Pass):
         if self.weights_only or (context.target is not None and without is None):
             return self._store(graph, context, limits)
         chooser = Chooser(graph, context, limits, self.headroom, without or frozenset())
-        chooser.choose()
+        chooser.choose(results=not self.trusted)
         return self._convert(graph, chooser)
 
     def _convert(self, graph: Graph, chooser: Chooser) -> PassReport:

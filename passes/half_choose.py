@@ -98,8 +98,12 @@ class Chooser:
         self.report = PassReport()
         self._constants: dict[Value, str | None] = {}
 
-    def choose(self) -> None:
-        """Fill in `half`, `reasons`, `follows` and `report`; the graph stays as it is."""
+    def choose(self, results: bool = True) -> None:
+        """Fill in `half`, `reasons`, `follows` and `report`; the graph stays as it is.
+
+        Args:
+            results: Whether the ranges of results are looked at, and not only those of constants.
+        """
         candidates: dict[Node, Slots] = {}
         for node in self.graph.nodes():
             if node.op_type == "Constant":
@@ -109,7 +113,7 @@ class Chooser:
                 self.reasons[node] = found
             elif found:
                 candidates[node] = found
-        misfits = self._results(candidates)
+        misfits = self._results(candidates) if results else {}
         for node, found in candidates.items():
             reason = self._misfit(node, found, misfits)
             if reason is not None:
@@ -123,12 +127,13 @@ class Chooser:
         for pattern in self.context.exclude:
             if fnmatchcase(node.name or "", pattern) or fnmatchcase(node.op_type, pattern):
                 return f"excluded by {pattern!r}"
-        found = slots(self.graph, node, HALF[self.limits.dtype])
+        codes = self.context.target is not None and self.context.target.half_codes
+        found = slots(self.graph, node, HALF[self.limits.dtype], codes)
         if isinstance(found, str) or not found:
             return found
         if node.op_type in self.without:
             return f"target {self.context.target.name} has no {self.limits.dtype} {node.op_type}"
-        if in_quantized_unit(self.graph, node):
+        if not codes and in_quantized_unit(self.graph, node):
             return "an engine may run it in integers, with the quantized values around it"
         return found
 

@@ -100,10 +100,16 @@ class Slots:
         return bool(self.inputs or self.outputs)
 
 
-def slots(graph: Graph, node: Node, half: ir.DataType) -> Slots | str:
+def slots(graph: Graph, node: Node, half: ir.DataType, codes: bool = False) -> Slots | str:
     """Return what of `node` can be in `half`, or the reason why none of it can.
 
     Nodes without any float32 input or output have empty slots and no reason.
+
+    Args:
+        graph: Where the node is.
+        node: The node.
+        half: FLOAT16 or BFLOAT16.
+        codes: Whether integer kernels take scales and give results in it.
     """
     values = [*node.inputs, *node.outputs]
     floats = [v for v in values if v is not None and v.dtype == ir.DataType.FLOAT]
@@ -115,6 +121,8 @@ def slots(graph: Graph, node: Node, half: ir.DataType) -> Slots | str:
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _attrs(node)):
         return "its bodies stay in float32; values are cast at their border"
     integers = node.op_type in QUANTIZED and not in_float8(node)
+    if codes and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        integers = False
     if integers and not dequantizes_weight(graph, node):
         return "part of a quantized model"
     if node.op_type in KEPT:

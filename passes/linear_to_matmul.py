@@ -50,9 +50,11 @@ class LinearToMatMul(Pass):
     Attributes:
         convolutions: Rewrite 1x1 convolutions too. Two Transposes of the data are added; those
             between neighbouring layers cancel in `merge_transposes`.
+        only: Names of the layers to rewrite; none for all.
     """
 
     convolutions: bool = True
+    only: tuple[str, ...] = ()
 
     name: ClassVar[str] = "linear_to_matmul"
     breaks: ClassVar[frozenset[str]] = frozenset({"units"})
@@ -70,6 +72,8 @@ class LinearToMatMul(Pass):
             rewrites["Conv"] = rewriter.conv
         for node in list(graph.walk()):
             if not graph.is_standard(node, *rewrites):
+                continue
+            if self.only and node.name not in self.only:
                 continue
             where = node.name or node.op_type
             outcome = rewrites[node.op_type](node)

@@ -68,6 +68,7 @@ class Finished:
         simulated: The same model in operators of the ONNX standard, where it has others.
         files: Further files of the artifact, by name.
         data: What the manifest says of the data: more of it than one compile sees.
+        warnings: What it warned of.
     """
 
     promise: Promise
@@ -77,6 +78,7 @@ class Finished:
     simulated: Path | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     data: dict[str, Any] | None = None
+    warnings: Sequence[str] = ()
 
 
 def compile(
@@ -147,7 +149,7 @@ def compile(
     with original_file(model) as original, executor:
         job.listener.stage("loading")
         graph = onnx_io.load(original)
-        for note in graph.notes:
+        for note in (*graph.notes, *(finished.warnings if finished is not None else ())):
             job.warn(note)
         check_shapes(graph, job.target)
         dataset, calibration, held_out = split_data(graph, data, samples, job, given)

@@ -88,14 +88,14 @@ def quantizing_passes(precision: str, options: Options, target: Target | None = 
     for name, values in implied.items():
         merged[name] = {**options.get(name, {}), **values}
     names = _with_io(names, options)
-    lowered = _lowering(precision, options, target)
+    lowered = lowering_passes(precision, options, target)
     # Before `half`, which then decides about the operators that really run, and sees no masks.
     ends = [names.index(name) for name in ("half", "quantize_io") if name in names]
     end = min(ends, default=len(names))
     return [*build(names[:end], merged), *lowered, *build(names[end:], merged)]
 
 
-def _lowering(precision: str, options: Options, target: Target | None) -> list[Pass]:
+def lowering_passes(precision: str, options: Options, target: Target | None) -> list[Pass]:
     """Passes that write the operators that all of the target's engines add to ONNX's."""
     from qgraph.passes.contrib.lowering import lowering
 

@@ -167,6 +167,7 @@ class Target:
         left_float: Operators that stay in float, and why.
         half_ops: By `fp16` and `bf16`, operators without a kernel in that type, or None where
             the engines compute nothing in it and only weights are stored in it.
+        half_codes: Whether its integer kernels take scales and give results in half precision.
         lowering: Rewrites that spell a float model as its engines take it, by pass name.
         fixed_shapes: Whether it takes no dynamic axes.
         batch: The only length that the batch axis may have; None for any.
@@ -209,6 +210,7 @@ class Target:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     left_float: Mapping[str, str] = field(default_factory=dict)
     half_ops: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    half_codes: bool = False
     lowering: tuple[str, ...] = ()
     fixed_shapes: bool = False
     batch: int | None = None

@@ -71,3 +71,31 @@ def tanh_stack(folder: Path, layers: int = 4, ruined: str = "g2") -> Path:
     path = folder / "net.onnx"
     onnx.save(proto, path)
     return path
+
+
+def cancelling(folder: Path, layers: int = 4, ruined: str = "g2") -> Path:
+    """Tanh layers, of which half precision ruins one: a number of five digits comes and goes there."""
+    rng = np.random.default_rng(0)
+    width = 2048
+    lines, weights = ["low = Mul (t0, zero)\n big = Add (low, far)"], {}
+    for i in range(layers):
+        weights[f"w{i}"] = rng.normal(0, 0.05, (width, width)).astype(np.float32)
+        product = f"g{i}"
+        lines.append(f"g{i} = MatMul (t{i}, w{i})")
+        if product == ruined:
+            lines.append(f"far{i} = Add (g{i}, big)\n back{i} = Sub (far{i}, big)")
+            product = f"back{i}"
+        lines.append(f"t{i + 1} = Tanh ({product})")
+    weights |= {"zero": np.float32(0), "far": np.float32(10000)}
+    weights["last"] = rng.normal(0, 0.1, (width, CLASSES)).astype(np.float32)
+    body = "\n".join(lines)
+    proto = harness.model(
+        f"agraph (float[N, {width}] t0) => (float[N, {CLASSES}] y) "
+        f"{{ {body}\n y = MatMul (t{layers}, last) }}",
+        weights,
+    )
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    path = folder / "cancelling.onnx"
+    onnx.save(proto, path)
+    return path

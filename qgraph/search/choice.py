@@ -1,16 +1,16 @@
 """Which precision each unit gets: an integer programme with a price for every border.
 
-Each unit takes one of its options. An option costs time, bytes and loss, and hands on either
-codes or floats; where a value is written in one and read in the other, its conversion costs time,
-once however many readers there are. Losses add up. Minimising over all assignments is exact, by
-branch and bound.
+Each unit takes one of its options. An option costs time, bytes and loss, reads and hands on values in
+some format, and says in which one the rest of its segment computes; where a value is written in one
+format and read in another, its conversion costs time, once however many readers there are. Losses
+add up. Minimising over all assignments is exact, by branch and bound.
 """
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,9 @@ from qgraph.errors import EngineError
 
 # Of several assignments that cost the same the faster one is taken, then the one that loses least.
 _TIE = 1e-5
+PLAIN = "fp32"
+
+Part = Literal["reads", "writes", "rest"]
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,44 @@ class Option:
 
     Attributes:
         name: The precision.
-        codes: Whether it reads and hands on integer codes.
         loss: What it alone adds to the loss.
         time: What it takes, any unit, the same for all.
         bytes: What its constants take in the file.
         working: What its inputs and results take while it runs, bytes.
+        reads: Format that it reads: `fp32`, `fp16`, or codes such as `int8`.
+        writes: Format that it hands out.
+        rest: Format of what follows the unit in its segment.
     """
 
     name: str
-    codes: bool
     loss: float = 0.0
     time: float = 0.0
     bytes: float = 0.0
     working: float = 0.0
+    reads: str = PLAIN
+    writes: str = PLAIN
+    rest: str = PLAIN
+
+
+@dataclass(frozen=True)
+class End:
+    """Where a value is written or read.
+
+    Attributes:
+        unit: Index of the unit; None for the graph's inputs and outputs, which are in fp32.
+        part: Which format of its option counts.
+    """
+
+    unit: int | None = None
+    part: Part = "rest"
+
+    def format(self, taken: Sequence[Option]) -> str:
+        """Return the format here, where the units take these options."""
+        return PLAIN if self.unit is None else str(getattr(taken[self.unit], self.part))
+
+
+Formats = tuple[str, str]
+"""From which format to which one."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +76,27 @@ class Border:
     """A value between units.
 
     Attributes:
-        writer: Index of the unit that computes it; None for what stays in float.
-        readers: Indices of the units that read it, None for what reads floats.
-        to_codes: Time of turning floats into codes.
-        to_floats: Time of turning codes into floats.
-        loss: What the codes lose where they are read as floats: readers in integers have the error
-            of their inputs in their own loss, and corrected in their bias.
+        writer: Where it is computed.
+        readers: Where it is read.
+        times: By formats, time of the conversion; nothing for those that are not named.
+        losses: By formats, what the conversion loses. Readers in integers have the error of their
+            inputs in their own loss, and corrected in their bias.
     """
 
-    writer: int | None
-    readers: tuple[int | None, ...]
-    to_codes: float = 0.0
-    to_floats: float = 0.0
-    loss: float = 0.0
+    writer: End
+    readers: tuple[End, ...]
+    times: Mapping[Formats, float] = field(default_factory=dict)
+    losses: Mapping[Formats, float] = field(default_factory=dict)
+
+    @property
+    def conversions(self) -> list[Formats]:
+        """Those that cost something."""
+        return [each for each in dict.fromkeys((*self.times, *self.losses)) if each[0] != each[1]]
+
+    def needed(self, taken: Sequence[Option]) -> set[Formats]:
+        """Return the conversions that options of the units make necessary."""
+        written = self.writer.format(taken)
+        return {(written, reader.format(taken)) for reader in self.readers} - {(written, written)}
 
 
 @dataclass(frozen=True)
@@ -105,11 +141,9 @@ def weigh(problem: Problem, options: Sequence[int]) -> Choice:
     time = problem.time + sum(each.time for each in taken)
     loss = sum(each.loss for each in taken)
     for border in problem.borders:
-        writes = border.writer is not None and taken[border.writer].codes
-        reads = {reader is not None and taken[reader].codes for reader in border.readers}
-        time += border.to_codes * (not writes and True in reads)
-        time += border.to_floats * (writes and False in reads)
-        loss += border.loss * (writes and False in reads)
+        for conversion in border.needed(taken):
+            time += border.times.get(conversion, 0.0)
+            loss += border.losses.get(conversion, 0.0)
     size = problem.bytes + sum(each.bytes for each in taken)
     working = max((each.working for each in taken), default=0.0)
     return Choice(tuple(options), loss, time, size, size + working)
@@ -178,16 +212,19 @@ def _silent() -> Iterator[None]:
 
 
 class _Model:
-    """Rows over the variables: one an option, two a border, and the largest working set."""
+    """Rows over the variables: one an option, one a conversion, and the largest working set."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.first = np.cumsum([0, *(len(unit) for unit in problem.units)])
         count = int(self.first[-1])
-        self.binary, self.size = count, count + 2 * len(problem.borders) + 1
+        self.conversions = [
+            (border, each) for border in problem.borders for each in self._able(border)
+        ]
+        self.binary, self.size = count, count + len(self.conversions) + 1
         every = [option for unit in problem.units for option in unit]
-        times = np.array([[b.to_codes, b.to_floats] for b in problem.borders]).reshape(-1)
-        losses = np.array([[0.0, b.loss] for b in problem.borders]).reshape(-1)
+        times = [border.times.get(each, 0.0) for border, each in self.conversions]
+        losses = [border.losses.get(each, 0.0) for border, each in self.conversions]
         self.loss = self._row([o.loss for o in every], losses)
         self.time = self._row([o.time for o in every], times)
         self.bytes = self._row([o.bytes for o in every])
@@ -251,22 +288,40 @@ class _Model:
             row[start:end] = 1
             self._add(row, 1, 1)
 
-    def _conversions(self) -> None:
-        """A conversion is at least what one side has and the other lacks."""
-        for index, border in enumerate(self.problem.borders):
-            for reader in dict.fromkeys(border.readers):
-                difference = self._codes(reader) - self._codes(border.writer)
-                for offset, sign in ((0, 1), (1, -1)):
-                    row = sign * difference
-                    row[self.binary + 2 * index + offset] = -1
-                    self._add(row, -np.inf, 0)
+    def _able(self, border: Border) -> list[Formats]:
+        """The conversions of a border that its ends can come to need."""
+        return [
+            (written, read)
+            for written, read in border.conversions
+            if written in self._formats(border.writer)
+            and any(read in self._formats(reader) for reader in border.readers)
+        ]
 
-    def _codes(self, unit: int | None) -> NDArray[np.float64]:
+    def _formats(self, end: End) -> set[str]:
+        if end.unit is None:
+            return {PLAIN}
+        return {str(getattr(option, end.part)) for option in self.problem.units[end.unit]}
+
+    def _conversions(self) -> None:
+        """A conversion is needed where its one format is written and its other one is read."""
+        for index, (border, (written, read)) in enumerate(self.conversions):
+            wrote, one = self._has(border.writer, written)
+            for reader in dict.fromkeys(border.readers):
+                reads, other = self._has(reader, read)
+                row = wrote + reads
+                row[self.binary + index] = -1
+                self._add(row, -np.inf, 1 - one - other)
+
+    def _has(self, end: End, form: str) -> tuple[NDArray[np.float64], int]:
+        """Whether an end has a format: a row over the options, and what is certain."""
         row = np.zeros(self.size)
-        if unit is not None:
-            options = self.problem.units[unit]
-            row[self.first[unit] : self.first[unit + 1]] = [option.codes for option in options]
-        return row
+        if end.unit is None:
+            return row, int(form == PLAIN)
+        options = self.problem.units[end.unit]
+        row[self.first[end.unit] : self.first[end.unit + 1]] = [
+            getattr(option, end.part) == form for option in options
+        ]
+        return row, 0
 
     def _working(self, every: Sequence[Option]) -> None:
         largest = max((option.working for option in every), default=0.0)

@@ -1,4 +1,4 @@
-"""What each unit takes in float and in integers on the engine, measured once for each shape.
+"""What each unit takes in each of its ways on the engine, measured once for each shape.
 
 A unit is timed alone, on one thread, fed with codes and handing out codes where it runs in
 integers, so that chains of integer units cost no conversions; those are timed apart. Sums of such
@@ -17,20 +17,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph import onnx_io
 from qgraph.cache import Cache
 from qgraph.errors import QGraphError
-from qgraph.fingerprint import Fingerprints, attributes_of
-from qgraph.graph import Graph, Node, Value
 from qgraph.runtime import backend
 from qgraph.runtime.backend import EngineOptions, Session
+from qgraph.runtime.wrapped import OnDevice
 from qgraph.search.observed import Seen
+from qgraph.search.unit_parts import Part, UnitParts, conversion_part
 from qgraph.search.units import Unit
-from qgraph.subgraph import read_by, subgraph
+from qgraph.search.ways import CODES, FLOAT, Way
 
 KIND = "unit-cost"
 _BLOCK_S = 0.008
@@ -61,17 +59,41 @@ class UnitCost:
     """Milliseconds of one unit.
 
     Attributes:
-        plain: In float.
-        coded: In integers.
+        alone: By what it computes in (`Way.unit`), of the unit; nothing where the engine refuses that.
+        tail: By type, of what follows it in its segment; nothing where that type is not to be had.
     """
 
-    plain: float
-    coded: float
+    alone: Mapping[str, float]
+    tail: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> float:
+        """In float."""
+        return self.alone.get(FLOAT, 0.0)
+
+    @property
+    def coded(self) -> float:
+        """In integers; as in float where it can't be."""
+        return self.alone.get(CODES, self.plain)
+
+    def won_behind(self, way: Way) -> float:
+        """Return what the rest of the segment wins by the type of a way."""
+        plain = self.tail.get(FLOAT, 0.0)
+        return plain - self.tail.get(way.rest, plain)
+
+    def of(self, way: Way) -> float | None:
+        """Return what a way takes; None where the engine refuses it."""
+        alone, tail = self.alone.get(way.unit), self.tail.get(way.rest)
+        if way.unit in (FLOAT, CODES):
+            alone = self.coded if way.unit == CODES else self.plain
+        if alone is None or (tail is None and way.rest != FLOAT):
+            return None
+        return alone + (tail or 0.0)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Milliseconds of turning floats into codes, or back, as a line over the number of elements.
+    """Milliseconds of turning one number format into another, as a line over the number of elements.
 
     Attributes:
         start: Of no element.
@@ -86,6 +108,9 @@ class Conversion:
         return max(0.0, self.start + self.slope * elements)
 
 
+NOTHING = Conversion(0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class Costs:
     """Everything that was timed.
@@ -94,6 +119,7 @@ class Costs:
         units: One a unit, in order.
         to_codes: QuantizeLinear.
         to_floats: DequantizeLinear.
+        cast: Cast between float types.
         timed: Parts that were run; the others came from the cache.
         rows: What was timed, for a file.
     """
@@ -101,7 +127,8 @@ class Costs:
     units: tuple[UnitCost, ...]
     to_codes: Conversion
     to_floats: Conversion
-    timed: int
+    cast: Conversion = NOTHING
+    timed: int = 0
     rows: "tuple[CostRow, ...]" = ()
 
 
@@ -124,39 +151,20 @@ class CostRow:
     ms: float
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A small model to be timed, with what tells it from others.
-
-    Attributes:
-        graph: The model.
-        feeds: Arrays for its inputs.
-        key: Operators, attributes, shapes and types; not weights.
-    """
-
-    graph: Graph
-    feeds: dict[str, NDArray[Any]]
-    key: str
-
-
 def time_units(
-    floating: Graph,
-    integer: Graph,
-    units: Sequence[Unit],
-    seen: Mapping[str, Seen],
+    parts: UnitParts,
+    ways: Sequence[Sequence[Way]],
     engine: Engine,
     *,
     store: Cache | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     given: Mapping[str, float] | None = None,
 ) -> Costs:
-    """Time every unit in both precisions, each shape once.
+    """Time every unit in its ways, each shape once.
 
     Args:
-        floating: The float graph.
-        integer: The same with all units in integers.
-        units: The units of the float graph.
-        seen: What values look like.
+        parts: Cuts the units out.
+        ways: For each unit, its ways.
         engine: What runs them.
         store: Where times are kept; None keeps none.
         progress: Told how many units are done.
@@ -166,25 +174,64 @@ def time_units(
         EngineError: The engine does not run even one operator.
     """
     clock = Clock(engine, store, given)
-    nodes = {node.name: node for node in integer.nodes()}
+    return cost_units(parts, ways, clock.milliseconds, progress, lambda: clock.timed)
+
+
+def cost_units(
+    parts: UnitParts,
+    ways: Sequence[Sequence[Way]],
+    milliseconds: Callable[[Part], float | None],
+    progress: Callable[[int, int], None],
+    timed: Callable[[], int] = lambda: 0,
+) -> Costs:
+    """Put together what units and conversions take; `milliseconds` times or estimates a part."""
     costs = []
     rows: dict[str, CostRow] = {}
-    for done, unit in enumerate(units):
-        parts = (
-            plain_part(floating, unit, seen),
-            coded_part(integer, nodes[unit.node.name], unit, seen),
-        )
-        plain, coded = map(clock.milliseconds, parts)
-        for part, ms in zip(parts, (plain, coded), strict=True):
-            if ms is not None:
+    for done, (unit, own) in enumerate(zip(parts.units, ways, strict=True)):
+        found: dict[str, dict[str, float]] = {"alone": {}, "tail": {}}
+        rests = dict.fromkeys((FLOAT, *(way.rest for way in own)))
+        for kind in dict.fromkeys((*rests, *(way.unit for way in own))):
+            part = parts.alone(unit, kind)
+            ms = None if part is None else milliseconds(part)
+            if part is not None and ms is not None:
+                found["alone"][kind] = ms
                 rows[part.key] = cost_row(unit, part, ms)
-        costs.append(
-            UnitCost(plain, coded if coded is not None else plain) if plain else UnitCost(0, 0)
-        )
-        progress(done + 1, len(units))
-    sizes = conversion_sizes(units, seen)
-    to_codes, to_floats = (clock.line(op, sizes) for op in ("QuantizeLinear", "DequantizeLinear"))
-    return Costs(tuple(costs), to_codes, to_floats, clock.timed, tuple(rows.values()))
+        for rest in rests if len(rests) > 1 else ():
+            ms = _tail(parts, unit, rest, milliseconds, found["alone"])
+            if ms is not None:
+                found["tail"][rest] = ms
+        costs.append(UnitCost(**found) if FLOAT in found["alone"] else UnitCost({}))
+        progress(done + 1, len(parts.units))
+    sizes = conversion_sizes(parts.units, parts.seen)
+    to_codes, to_floats = (
+        line(milliseconds, op, sizes) for op in ("QuantizeLinear", "DequantizeLinear")
+    )
+    cast = line(milliseconds, "Cast", sizes) if parts.half else NOTHING
+    return Costs(tuple(costs), to_codes, to_floats, cast, timed(), tuple(rows.values()))
+
+
+def _tail(
+    parts: UnitParts,
+    unit: Unit,
+    rest: str,
+    milliseconds: Callable[[Part], float | None],
+    alone: Mapping[str, float],
+) -> float | None:
+    """What a segment takes in a type beyond its unit; engines run some of it in the unit's kernel."""
+    if not unit.tail:
+        return 0.0
+    part = parts.segment(unit, rest)
+    whole = None if part is None else milliseconds(part)
+    return None if whole is None else max(0.0, whole - alone.get(rest, 0.0))
+
+
+def line(
+    milliseconds: Callable[[Part], float | None], op: str, sizes: tuple[int, int]
+) -> Conversion:
+    """Times of an operator over the number of elements."""
+    short, long = (milliseconds(conversion_part(op, size)) or 0.0 for size in sizes)
+    slope = max(0.0, (long - short) / max(sizes[1] - sizes[0], 1))
+    return Conversion(max(0.0, short - slope * sizes[0]), slope)
 
 
 def cost_row(unit: Unit, part: Part, ms: float) -> CostRow:
@@ -195,78 +242,9 @@ def cost_row(unit: Unit, part: Part, ms: float) -> CostRow:
 
 def conversion_sizes(units: Sequence[Unit], seen: Mapping[str, Seen]) -> tuple[int, int]:
     """Numbers of elements that conversions are timed on: few, and the most that there are."""
-    largest = max((seen[v.name or ""].size for u in units for v in u.reads.values()), default=1)
+    read = (seen.get(v.name or "") for u in units for v in u.node.inputs if v is not None)
+    largest = max((look.size for look in read if look is not None), default=1)
     return min(4096, largest), largest
-
-
-def plain_part(graph: Graph, unit: Unit, seen: Mapping[str, Seen]) -> Part:
-    """The unit in float."""
-    names = {value: value.name or "" for node in unit.nodes for value in read_by(node)}
-    return make_part(graph, unit.nodes, [unit.result], names, seen)
-
-
-def coded_part(graph: Graph, node: Node, unit: Unit, seen: Mapping[str, Seen]) -> Part:
-    """The unit in integers: from the codes that it reads to those that it hands out."""
-    nodes, names = [node], {}
-    for index, value in enumerate(node.inputs):
-        producer = None if value is None else value.producer()
-        if value is None:
-            continue
-        if producer is None or producer.op_type != "DequantizeLinear":
-            names[value] = value.name or ""
-            continue
-        nodes.insert(0, producer)
-        codes, read = producer.inputs[0], unit.reads.get(index)
-        if codes is not None and read is not None:
-            names[codes] = read.name or ""
-    last = node
-    while unit.writes is not None and last.op_type != "QuantizeLinear":
-        reader = graph.only_reader(last.outputs[0])
-        if reader is None or (reader.op_type != "QuantizeLinear" and len(nodes) > 12):
-            break
-        nodes.append(reader)
-        last = reader
-    return make_part(graph, list(dict.fromkeys(nodes)), [last.outputs[0]], names, seen)
-
-
-def make_part(
-    graph: Graph,
-    nodes: Sequence[Node],
-    outputs: Sequence[Value],
-    names: Mapping[Value, str],
-    seen: Mapping[str, Seen],
-) -> Part:
-    """Cut out nodes; `names` says under which name the original knows what they read."""
-    made = {out for node in nodes for out in node.outputs}
-    reads = [v for v in dict.fromkeys(v for n in nodes for v in read_by(n)) if v not in made]
-    inputs = [v for v in reads if not graph.is_constant(v)]
-    part = subgraph(graph, nodes, inputs, outputs)
-    rng, feeds, key = np.random.default_rng(0), {}, []
-    for value, inner in zip(inputs, part.main.inputs, strict=True):
-        look = seen[names.get(value, value.name or "")]
-        dtype = look.dtype if value.dtype is None else value.dtype.numpy()
-        inner.shape = ir.Shape(look.shape)
-        inner.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
-        drawn = (
-            rng.normal(0, 1, look.shape)
-            if np.dtype(dtype).kind == "f"
-            else rng.integers(0, 100, look.shape)
-        )
-        feeds[inner.name or ""] = np.asarray(drawn).astype(dtype)
-        key.append(f"in {dtype} {look.shape}")
-    for out in part.main.outputs:
-        out.shape = None
-    return Part(part, feeds, "\n".join([*key, *operators(part)]))
-
-
-def operators(part: Graph) -> list[str]:
-    """Describe a graph's operators: attributes, shapes and types of constants, not their values."""
-    prints, lines = Fingerprints(part), []
-    for node in part.nodes():
-        constants = [t for t in map(part.tensor, node.inputs) if t is not None]
-        shapes = [f"{t.dtype.name}{list(t.shape.numpy())}" for t in constants]
-        lines.append(f"{node.op_type} {sorted(attributes_of(node, prints).items())} {shapes}")
-    return lines
 
 
 class Clock:
@@ -305,12 +283,6 @@ class Clock:
             self.known[key] = found
         return max(self.known[key] - self.empty, 1e-4)
 
-    def line(self, op: str, sizes: tuple[int, int]) -> Conversion:
-        """Times of an operator over the number of elements."""
-        short, long = (self.milliseconds(conversion_part(op, size)) or 0.0 for size in sizes)
-        slope = max(0.0, (long - short) / max(sizes[1] - sizes[0], 1))
-        return Conversion(max(0.0, short - slope * sizes[0]), slope)
-
     def _time(self, part: Part) -> float | None:
         self.timed += 1
         options = EngineOptions(1, self.engine.options.float_precision)
@@ -320,6 +292,9 @@ class Clock:
             try:
                 session = backend(self.engine.backend).open(path, options)
                 stack.enter_context(session)
+                session.run(part.feeds)
+                if session.device != "cpu":  # no copies there and back, which a chain has not
+                    session = OnDevice(session, part.feeds)
                 return _median(session, part.feeds)
             except QGraphError:
                 return None
@@ -338,31 +313,6 @@ def _median(session: Session, feeds: Mapping[str, NDArray[Any]]) -> float:
             times.append(time.perf_counter() - start)
         medians.append(statistics.median(times))
     return min(medians) * 1e3
-
-
-def conversion_part(op: str, elements: int) -> Part:
-    """A model of one operator."""
-    codes = op == "DequantizeLinear"
-    data = ir.Value(name="x")
-    data.shape = ir.Shape((1, elements))
-    data.type = ir.TensorType(ir.DataType.UINT8 if codes else ir.DataType.FLOAT)
-    constants = []
-    if op != "Relu":
-        for name, array in (("scale", np.float32(0.1)), ("zero", np.uint8(3))):
-            value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array), name=name))
-            constants.append(value)
-    node = ir.Node("", op, [data, *constants], name="op")
-    node.outputs[0].name = "y"
-    inside = ir.Graph(
-        [data],
-        node.outputs,
-        nodes=[node],
-        initializers=constants,
-        name="single",
-        opset_imports={"": 17},
-    )
-    feeds = {"x": np.full((1, elements), 7, np.uint8 if codes else np.float32)}
-    return Part(Graph(ir.Model(inside, ir_version=9)), feeds, f"{op} {elements}")
 
 
 def _machine(engine: Engine) -> str:

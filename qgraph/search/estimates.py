@@ -19,24 +19,15 @@ from qgraph.runtime.backend import Session
 from qgraph.runtime.choose import Candidate
 from qgraph.runtime.choose import Measured as Line
 from qgraph.runtime.reference import open_reference
-from qgraph.search.costs import (
-    Conversion,
-    CostRow,
-    Costs,
-    Engine,
-    Part,
-    UnitCost,
-    coded_part,
-    conversion_part,
-    conversion_sizes,
-    cost_row,
-    plain_part,
-)
+from qgraph.search.costs import Costs, Engine, cost_units
 from qgraph.search.costs_file import CostsFile
 from qgraph.search.devices import Device
+from qgraph.search.emulate import emulate
 from qgraph.search.observed import Seen, observe
 from qgraph.search.roofline import total_ms
+from qgraph.search.unit_parts import Part, UnitParts, coded_part, plain_part
 from qgraph.search.units import Unit
+from qgraph.search.ways import CODES, FLOAT, Way, way
 from qgraph.search.whole import Round, Timed, Whole
 from qgraph.search.work import names_to_observe, with_codes, works
 
@@ -95,8 +86,15 @@ class Estimated:
         self._told = False
 
     def open(self, whole: Whole, engine: Engine) -> Session:
-        """Open a model on the reference, in operators that it has."""
-        return open_reference(whole.judged or whole.model)
+        """Open a model on the reference, in operators that it has; half precision is emulated."""
+        path = whole.judged or whole.model
+        emulated = path.with_suffix(".emulated.onnx")
+        if not emulated.exists():
+            graph = onnx_io.load(path)
+            if not emulate(graph):
+                return open_reference(path)
+            onnx_io.save(graph, emulated)
+        return open_reference(emulated)
 
     def memory(self, found: Round, feeds: Mapping[str, Any]) -> Round:
         """Refuse: memory is measured or unknown.
@@ -150,40 +148,15 @@ class Estimated:
 
     def units(
         self,
-        floating: Graph,
-        integer: Graph,
-        units: Sequence[Unit],
-        seen: Mapping[str, Seen],
+        parts: UnitParts,
+        ways: Sequence[Sequence[Way]],
         engine: Engine,
         *,
         store: Cache | None,
         progress: Callable[[int, int], None],
     ) -> Costs:
         """Estimate units, but those that were measured; arguments are those of `time_units`."""
-        nodes = {node.name: node for node in integer.nodes()}
-        costs: list[UnitCost] = []
-        rows: dict[str, CostRow] = {}
-        for unit in units:
-            parts = (
-                plain_part(floating, unit, seen),
-                coded_part(integer, nodes[unit.node.name], unit, seen),
-            )
-            plain, coded = (self._part(part, engine.backend) for part in parts)
-            both = plain or 0.0, coded if coded is not None else plain or 0.0
-            costs.append(UnitCost(*both))
-            for part, ms in zip(parts, both, strict=True):
-                rows[part.key] = cost_row(unit, part, ms)
-            progress(len(costs), len(units))
-        sizes = conversion_sizes(units, seen)
-        to_codes, to_floats = (
-            self._line(op, sizes, engine.backend) for op in ("QuantizeLinear", "DequantizeLinear")
-        )
-        return Costs(tuple(costs), to_codes, to_floats, 0, tuple(rows.values()))
-
-    def _line(self, op: str, sizes: tuple[int, int], name: str) -> Conversion:
-        short, long = (self._part(conversion_part(op, size), name) or 0.0 for size in sizes)
-        slope = max(0.0, (long - short) / max(sizes[1] - sizes[0], 1))
-        return Conversion(max(0.0, short - slope * sizes[0]), slope)
+        return cost_units(parts, ways, lambda part: self._part(part, engine.backend), progress)
 
     def _whole(
         self,
@@ -201,24 +174,25 @@ class Estimated:
         ms = self._graph(graph, path, feeds, name)
         if known is None or name != self.given_backend:
             return ms
-        if model.name != "fp32" and model.floats is None:
+        if model.name != "fp32" and model.ways is None:
             return ms * factors.get(name, 1.0)
-        floats = None if model.name == "fp32" else model.floats
-        moved = max(_LEAST * ms, ms + self._moved(known, graph, floats, name))
+        moved = max(_LEAST * ms, ms + self._moved(known, graph, dict(model.ways or ()), name))
         if model.name == "fp32":
             factors[name] = moved / ms
         return moved
 
-    def _moved(self, known: Known, graph: Graph, floats: Sequence[str] | None, name: str) -> float:
-        """What measured units take beyond their estimates; `floats` is None for all of them."""
+    def _moved(self, known: Known, graph: Graph, ways: Mapping[str, str], name: str) -> float:
+        """What measured units take beyond their estimates, in float and in integers."""
         nodes = {node.name: node for node in graph.nodes()}
         total = 0.0
         for unit in known.units:
-            plain = floats is None or unit.name in floats
-            if plain:
+            kind = way(ways.get(unit.name, FLOAT)).unit
+            if kind == FLOAT:
                 part = plain_part(known.graph, unit, known.seen)
-            else:
+            elif kind == CODES:
                 part = coded_part(graph, nodes[unit.node.name], unit, known.seen)
+            else:
+                continue
             if part.key in self.given:
                 self.from_file.add(part.key)
                 total += self.given[part.key] - (self._roof(part, name) or 0.0)

@@ -1,4 +1,4 @@
-"""The search for a mix of float and int8: which units run in integers."""
+"""The search for a mix of precisions: what each unit computes in."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +14,21 @@ from qgraph.search.estimates import Estimated, Known
 from qgraph.search.found import Found
 from qgraph.search.mixes import Mixes
 from qgraph.search.observed import Seen, observe, sweep_bytes
+from qgraph.search.offered import Offered, offer
 from qgraph.search.outcome import Outcome, prove_best
 from qgraph.search.parts import calibrating
 from qgraph.search.prepared import prepare
-from qgraph.search.problem import CODES, FLOAT, Forced, assigned, build_problem, read_forced
+from qgraph.search.problem import Facts, Forced, allowed, assigned, build_problem, read_forced
 from qgraph.search.proof import Proof
 from qgraph.search.record import search_json
 from qgraph.search.refine import refine
 from qgraph.search.segments import write_segments
 from qgraph.search.sensitivity import Sensitivity, measure
 from qgraph.search.tasks import run_tasks, sweeping
-from qgraph.search.whole import Whole
+from qgraph.search.unit_parts import UnitParts
+from qgraph.search.units import find_units
+from qgraph.search.ways import CODES, FLOAT, PLAIN
+from qgraph.search.whole import Round, Whole
 from qgraph.search.workspace import Workspace
 
 
@@ -46,7 +50,7 @@ def search(
         base: What every search works on.
         answering: The original, open.
         original: The original's file.
-        assign: `PATTERN=int8` or `PATTERN=fp32`, what the search may not decide.
+        assign: `PATTERN=int8`, `PATTERN=fp32` and so on, what the search may not decide.
         points: How many points of the front between loss and aim to verify; 0 for none.
         pick: Build this one of them in place of the best.
         folder: Where the artifact will be; one that is there may have a front.
@@ -60,6 +64,8 @@ def search(
     front = pareto.kept(folder, original) if pick is not None and not points else []
     found = Found(space) if front else _search(space, assign)
     front = front or pareto.measure_front(space, found, max(points, pick or 0))
+    if points and not front:
+        space.job.warn("no other precision wins anything on this model: there is no front")
     proof = _prove(space, found, front, pick, answering)
     files = {"search.json": search_json(space, found, front, proof)}
     if front:
@@ -75,52 +81,68 @@ def _bind(space: Mixes, forced: Forced) -> None:
     """Hold whole models to what the user said of single nodes."""
     wanted = {unit.name: assigned(unit, forced) for unit in space.units}
     space.candidates.floats = [name for name, each in wanted.items() if each == FLOAT]
-    space.candidates.only_float = CODES in wanted.values()
+    space.candidates.only_float = bool(set(wanted.values()) - {FLOAT, None})
 
 
 def _search(space: Mixes, assign: Sequence[str]) -> Found:
     found = Found(space)
-    forced = read_forced(assign, space.units)
+    every = find_units(space.prepared.graph, space.job.target, floats=True)
+    forced = read_forced(assign, every)
     _bind(space, forced)
+    integer_graph = space.prepared.graph
     with space.timing("building whole models"):
         models = [space.floating, *space.candidates.all()]
         if space.units:
             integer_graph, _ = space.prepared.mixed(())
             onnx_io.save(integer_graph, space.folder / "int8.onnx")
-            models.append(Whole("int8", "int8", space.folder / "int8.onnx", floats=()))
+            models.append(
+                Whole(
+                    CODES,
+                    CODES,
+                    space.folder / "int8.onnx",
+                    ways=tuple((unit.name, CODES) for unit in space.units),
+                    what="all of it that can be in integers",
+                )
+            )
     with space.timing("timing whole models"):
         found.first = first = space.times.whole(models, space.sample)
-    if not space.units:
+    space.take(_offered(space, first, forced))
+    ways = allowed(space.units, [space.offered.ways(unit) for unit in space.units], forced)
+    ours, floating = first.of(CODES) or first.of(space.offered.half), first.of(FLOAT)
+    if not any(len(each) > 1 or each[0] != PLAIN for each in ways):
         return found
     with space.timing("measuring sensitivity"):
         seen, found.sensitivity = _sensitivity(space)
-    ours = first.of("int8")
-    floating = first.of("fp32")
     if ours is None or floating is None:
         return found
     with space.timing("timing units"):
         found.costs = space.times.units(
-            space.prepared.graph,
-            integer_graph,
-            space.units,
-            seen,
+            UnitParts(
+                space.job,
+                space.prepared.graph,
+                integer_graph,
+                space.units,
+                seen,
+                space.offered.half,
+            ),
+            ways,
             ours.engine,
             store=space.store,
             progress=space.progress("timing units"),
         )
     found.costs_engine = ours.engine
-    found.problem = build_problem(
+    facts = Facts(
         space.units,
         space.links,
+        ways,
+        space.offered,
         found.sensitivity,
         found.costs,
         seen,
-        float_ms=floating.p50_ms,
-        integer_ms=ours.p50_ms,
-        float_bytes=floating.bytes,
-        forced=forced,
+        {each.whole.name: each.p50_ms for each in first.timed},
+        floating.bytes,
     )
-    space.option_names = [[option.name for option in unit] for unit in found.problem.units]
+    found.problem, space.options = build_problem(facts)
     with space.timing("choosing and verifying"):
         found.refined = refine(
             found.problem, space.goal, lambda choice: space.verdict(space.mix(choice), ours.engine)
@@ -128,10 +150,16 @@ def _search(space: Mixes, assign: Sequence[str]) -> Found:
     return found
 
 
+def _offered(space: Mixes, first: Round, forced: Forced) -> Offered:
+    wanted = [kind for _, precision in forced for kind in precision.partition(":")[0].split("+")]
+    built = space.candidates.built
+    return offer(space.prepared, space.job.target, space.goal, first, built, wanted)
+
+
 def _sensitivity(space: Mixes) -> tuple[dict[str, Seen], Sensitivity]:
     folder = space.folder / "segments"
     folder.mkdir()
-    segments = write_segments(space.prepared, space.units, folder)
+    segments = write_segments(space.prepared, space.units, folder, space.offered.probes())
     graph = space.prepared.graph
     names = [value.name or "" for node in graph.nodes() for value in node.outputs]
     seen = observe(space.folder / "fp32.onnx", names, space.sample)
@@ -155,7 +183,7 @@ def _prove(
     """Prove the best of what the search offers, or the point of the front that was picked."""
     if pick is not None:
         row = pareto.pick(front, pick)
-        mixes = [space.build(tuple(row["floats"]), float(row["predicted_loss"]))]
+        mixes = [space.build(tuple(row["ways"].items()), float(row["predicted_loss"]))]
     else:
         mixes = offers.mixes(space, found)
     with space.timing("building whole models"):
@@ -167,6 +195,6 @@ def _prove(
 
 def _graph(space: Mixes, whole: Whole) -> tuple[Graph | None, list[Stage]]:
     """Return the graph that was proved; None for the float model, which the passes write again."""
-    if whole.floats is not None:
-        return space.prepared.mixed(whole.floats)
+    if whole.ways is not None:
+        return space.graph(whole.ways)
     return space.candidates.built.get(whole.precision, (None, []))

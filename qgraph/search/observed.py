@@ -55,11 +55,13 @@ def observe(
 def sweep_bytes(segments: Segments, seen: Mapping[str, Seen]) -> float:
     """Bytes that a sweep holds for one sample at most: living values, once for each unit so far."""
     living: dict[str, int] = {}
-    most = 0
-    for number, segment in enumerate(segments.parts):
+    most, probes = 0.0, 0
+    for segment in segments.parts:
+        probes += len(segment.probes)
         for name in (*segment.reads, *segment.keeps):
             living[name] = seen[name].nbytes if name in seen else 0
-        most = max(most, sum(living.values()) * (number + 1))
+        # Half of what a unit changes is changed by its neighbours' probes too, or dropped by then.
+        most = max(most, sum(living.values()) * (1 + probes / 2))
         for name in segment.drops:
             living.pop(name, None)
     return float(most)

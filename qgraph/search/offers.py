@@ -9,6 +9,7 @@ from qgraph.search.candidates import may_win
 from qgraph.search.choice import Choice, choose
 from qgraph.search.found import Found
 from qgraph.search.mixes import Mixes
+from qgraph.search.ways import CODES, FLOAT
 from qgraph.search.whole import Whole
 
 # What loses so many times less than the best stands by for the proof.
@@ -70,5 +71,5 @@ def _in_half(space: Mixes, found: Found, mixes: Sequence[Whole]) -> list[Whole]:
     return [
         replace(mix, name=f"{mix.name}, rest in bf16", options=options)
         for mix in mixes
-        if mix.floats
+        if mix.ways is not None and {each for _, each in mix.ways} == {FLOAT, CODES}
     ]

@@ -12,6 +12,7 @@ from qgraph.record import source
 from qgraph.search.judge import Verdict
 from qgraph.search.mixes import Mixes
 from qgraph.search.refine import front
+from qgraph.search.ways import CODES, FLOAT, way
 from qgraph.search.whole import Timed
 
 if TYPE_CHECKING:
@@ -27,16 +28,17 @@ BUDGET_S = 0.6
 
 
 Row = dict[str, Any]
-"""A point that was built, scored and timed: `COLUMNS`, and `floats`, the nodes left in float."""
+"""A point that was built, scored and timed: `COLUMNS`, and `ways`, by unit what it computes in."""
 
 
 def measure_front(space: Mixes, found: "Found", count: int) -> list[Row]:
     """Build, score and time the front, from the least loss on; empty for a count of 0.
 
-    All are timed in the engine that is fastest for the model all in integers.
+    All are timed in the engine that is fastest for the model all in integers, or in half precision where
+    none is.
     """
     problem, first = found.problem, found.first
-    ours = None if first is None else first.of("int8")
+    ours = None if first is None else first.of(CODES) or first.of(space.offered.half)
     if not count or problem is None or ours is None:
         return []
     with space.timing("measuring the front"):
@@ -60,7 +62,7 @@ def kept(folder: Path, original: Path) -> list[Row]:
     except ArtifactError:
         return []
     rows = found.get("front") if isinstance(found, dict) else None
-    return [row for row in rows or [] if isinstance(row, dict) and "floats" in row]
+    return [row for row in rows or [] if isinstance(row, dict) and "ways" in row]
 
 
 def pick(rows: Sequence[Row], number: int) -> Row:
@@ -88,8 +90,7 @@ def table_csv(rows: Sequence[Row]) -> str:
 
 def _row(space: Mixes, number: int, pair: Pair, pairs: Sequence[Pair]) -> Row:
     timed, verdict = pair
-    floats = timed.whole.floats
-    left = len(space.units) if floats is None else len(floats)
+    ways = dict(timed.whole.ways or ((unit.name, FLOAT) for unit in space.units))
     values = (
         number,
         timed.whole.name,
@@ -100,13 +101,12 @@ def _row(space: Mixes, number: int, pair: Pair, pairs: Sequence[Pair]) -> Row:
         verdict.low,
         verdict.high,
         verdict.score,
-        len(space.units) - left,
+        sum(way(each).unit == CODES for each in ways.values()),
         timed.whole.loss,
         any(_beats(other, pair) for other in pairs),
         bool(space.times.estimated),
     )
-    names = [unit.name for unit in space.units] if floats is None else list(floats)
-    return {**dict(zip(COLUMNS, values, strict=True)), "floats": names}
+    return {**dict(zip(COLUMNS, values, strict=True)), "ways": ways}
 
 
 def _beats(one: Pair, other: Pair) -> bool:

@@ -115,7 +115,7 @@ def rank(timed: Sequence[Timed], goal: Goal) -> list[Timed]:
         slower = not each.whole.is_float and each.relative > limit
         aims = {"latency": each.relative, "size": each.bytes, "memory": each.memory}
         aim = float(aims[goal.optimize])
-        if each.whole.floats is not None and each.whole.loss < most:
+        if each.whole.is_mix and each.whole.loss < most:
             aim *= _NOISE
         return too_much(each, goal), slower and goal.optimize == "latency", aim
 
@@ -209,7 +209,7 @@ def _is_base(space: Workspace, timed: Timed, goal: Goal, failed: Collection[str]
     """
     if timed.whole.name == "fp32":
         return True
-    if not timed.whole.is_float or timed.whole.name in failed:
+    if not timed.whole.is_float or timed.whole.is_mix or timed.whole.name in failed:
         return False
     searched = _searched(space, timed, [])
     return searched is not None and searched.holds(goal.max_drop)
@@ -234,14 +234,11 @@ def broken_bounds(goal: Goal, timed: Timed, verdict: Verdict) -> list[str]:
 def _what(whole: Whole) -> str:
     if whole.what:
         return whole.what
-    if whole.floats:
-        return f"{len(whole.floats)} units left in float"
-    kind = f"in {whole.precision}" if whole.floats is None else "in integers"
-    return f"all of it that can be {kind}"
+    return f"all of it that can be in {whole.precision}"
 
 
 def _reason(last: Round, first: Round, timed: Timed, goal: Goal) -> str:
-    if not timed.whole.is_float:
+    if not timed.whole.is_float or timed.whole.is_mix:
         what = _what(timed.whole)
         return f"best for {goal.optimize} of what keeps the promise: {timed.whole.name}, {what}"
     for round_ in (last, first):

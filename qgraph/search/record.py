@@ -11,6 +11,7 @@ from qgraph.search.mixes import Mixes
 from qgraph.search.pareto import Row
 from qgraph.search.parts import PROOF, SEARCH
 from qgraph.search.proof import Proof
+from qgraph.search.ways import FLOAT
 from qgraph.search.whole import Round
 from qgraph.search.workspace import Workspace
 
@@ -49,12 +50,14 @@ def effort(space: Workspace) -> dict[str, Any]:
 
 
 def _units(space: Mixes, found: "Found", proof: Proof) -> list[dict[str, Any]]:
-    floats = proof.whole.floats
+    ways = None if proof.whole.ways is None else dict(proof.whole.ways)
+    if proof.whole.name == FLOAT:
+        ways = dict.fromkeys((unit.name for unit in space.units), FLOAT)
     rows = []
     for unit in space.units:
         row: dict[str, Any] = {"name": unit.name, "op": unit.node.op_type}
-        if floats is not None:
-            row["precision"] = "fp32" if unit.name in floats else "int8"
+        if ways is not None:
+            row["precision"] = ways[unit.name]
         if found.sensitivity is not None:
             row["loss"] = float(found.sensitivity.loss[unit.index])
             row["sqnr_db"] = float(found.sensitivity.sqnr[unit.index])
@@ -66,6 +69,11 @@ def _units(space: Mixes, found: "Found", proof: Proof) -> list[dict[str, Any]]:
             cost = found.costs.units[unit.index]
             row |= {"float_ms": cost.plain, "int8_ms": cost.coded}
             row["ms_estimated"] = bool(proof.round.estimated)
+        if found.problem is not None:
+            row["ways"] = [
+                {"way": option.name, "loss": option.loss, "ms": option.time, "bytes": option.bytes}
+                for option in found.problem.units[unit.index]
+            ]
         rows.append(row)
     return rows
 
@@ -78,7 +86,7 @@ def _verified(space: Mixes, found: "Found") -> list[dict[str, Any]]:
             "units_in_integers": point.coded,
             "predicted_loss": point.choice.loss,
             "predicted_ms": point.choice.time,
-            "floats": list(space.floats(point.choice)),
+            "ways": dict(space.ways(point.choice)),
             **asdict(point.verdict),
         }
         for point in found.refined.points

@@ -206,6 +206,7 @@ def _write(model: Any, folder: Path, space: Workspace, outcome: Outcome) -> Arti
         simulated=whole.judged,
         files=outcome.files,
         data=space.parts.data.describe(),
+        warnings=space.job.warnings,
     )
     recipe = outcome.recipe
     verify = recipe.verify.model_copy(update={"min_sqnr_db": None, "min_cosine": None})

@@ -1,4 +1,4 @@
-"""How much each unit in integers loses, alone: measured at the outputs, kept, resumed.
+"""How much each unit loses in each precision, alone: measured at the outputs, kept, resumed.
 
 Of a model with more units than `MOST`, so many, evenly spread, are carried to the outputs; of the
 others the error of their own results is measured, and multiplied by the gain from there to the
@@ -19,7 +19,8 @@ from qgraph.cache import Cache, Entry
 from qgraph.data.inputs import Sample
 from qgraph.metrics.metric import Metric
 from qgraph.runtime.backend import available_cores
-from qgraph.search.segments import Kind, read_segments
+from qgraph.search.probes import READ, WRITTEN, Kind
+from qgraph.search.segments import read_segments
 from qgraph.search.sweep import Batch, Found, Probe, Task, sweep
 from qgraph.search.tasks import Executor, run_tasks
 
@@ -34,27 +35,53 @@ _SHARE = 4
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """What each unit in integers loses while all others are in float.
+    """What each unit loses in another precision while all others are in float.
 
     Attributes:
-        loss: Error energy of the outputs relative to their signal, float64 [units].
-        written: The same where the unit's result alone becomes codes, float64 [units].
-        drop: By how much the score gets worse, float64 [units]; NaN where that is not known, None
-            without a metric.
-        carried: Whether the loss was measured at the outputs, bool [units]; else it is estimated.
+        losses: By kind of error, the error energy of the outputs relative to their signal, float64
+            [units]; NaN where the unit can't make that error.
+        drops: By kind, by how much the score gets worse, float64 [units]; NaN where that is not
+            known, None without a metric.
+        carried: Whether losses were measured at the outputs, bool [units]; else they are estimated.
         samples: Number of samples.
     """
 
-    loss: NDArray[np.float64]
-    written: NDArray[np.float64]
-    drop: NDArray[np.float64] | None
+    losses: dict[Kind, NDArray[np.float64]]
+    drops: dict[Kind, NDArray[np.float64]] | None
     carried: NDArray[np.bool_]
     samples: int
 
     @property
+    def loss(self) -> NDArray[np.float64]:
+        """What units in integers lose; 0 where they can't be."""
+        return self._of(READ)
+
+    @property
+    def written(self) -> NDArray[np.float64]:
+        """The same where a unit's result alone becomes codes."""
+        return self._of(WRITTEN)
+
+    @property
+    def drop(self) -> NDArray[np.float64] | None:
+        """By how much the score gets worse by a unit in integers."""
+        empty = np.full(len(self.carried), np.nan)
+        return None if self.drops is None else self.drops.get(READ, empty)
+
+    @property
     def sqnr(self) -> NDArray[np.float64]:
-        """Signal to noise ratio of the outputs, dB, float64 [units]."""
+        """Signal to noise ratio of the outputs with units in integers, dB, float64 [units]."""
         return -10 * np.log10(np.maximum(self.loss, LEAST))
+
+    def of(self, kind: Kind, unit: int) -> float | None:
+        """Return what a unit loses by one kind of error; None where it can't make it."""
+        found = self.losses.get(kind)
+        if found is None or np.isnan(found[unit]):
+            return None
+        return float(found[unit])
+
+    def _of(self, kind: Kind) -> NDArray[np.float64]:
+        empty = np.zeros(len(self.carried))
+        return np.nan_to_num(self.losses.get(kind, empty), posinf=np.inf)
 
 
 def measure(
@@ -122,27 +149,31 @@ def summed(
     local = np.sum([each.local for each in found], axis=0)
     losses = (noise / np.maximum(signal, 1e-300)).mean(axis=1)
     own = local[:, 0] / np.maximum(local[:, 1], 1e-300)
-    by_kind: dict[Kind, NDArray[np.float64]] = {"read": np.zeros(count), "written": np.zeros(count)}
+    every = [kind for _, kind in (*carried, *nearby)]
+    by_kind: dict[Kind, NDArray[np.float64]] = {
+        kind: np.full(count, np.nan) for kind in dict.fromkeys(every)
+    }
     for kind, loss in by_kind.items():
         rows = [row for row, probe in enumerate(carried) if probe[1] == kind]
         units = [carried[row][0] for row in rows]
         loss[units] = losses[rows]
-        gain = np.log(np.maximum(losses[rows], LEAST) / np.maximum(own[rows], LEAST))
+        known = [row for row in rows if np.isfinite(losses[row]) and np.isfinite(own[row])]
+        gain = np.log(np.maximum(losses[known], LEAST) / np.maximum(own[known], LEAST))
         for row, (unit, other) in enumerate(nearby, len(carried)):
-            if other == kind and units:
-                loss[unit] = own[row] * np.exp(np.interp(unit, units, gain))
-    drop = None
+            if other == kind and known:
+                at = [carried[row][0] for row in known]
+                loss[unit] = own[row] * np.exp(np.interp(unit, at, gain))
+    drops = None
     if metric is not None:
         sign = 1 if metric.better == "higher" else -1
         plain = metric.score(np.concatenate([e.plain for e in found if e.plain is not None]))
-        drop = np.full(count, np.nan)
+        drops = {kind: np.full(count, np.nan) for kind in by_kind}
         for row, (unit, kind) in enumerate(carried):
-            if kind == "read":
-                score = metric.score(np.concatenate([each.rows[row] for each in found]))
-                drop[unit] = sign * (plain - score)
+            score = metric.score(np.concatenate([each.rows[row] for each in found]))
+            drops[kind][unit] = sign * (plain - score)
     measured = np.zeros(count, np.bool_)
     measured[[unit for unit, _ in carried]] = True
-    return Sensitivity(by_kind["read"], by_kind["written"], drop, measured, samples)
+    return Sensitivity(by_kind, drops, measured, samples)
 
 
 def batched(samples: Sequence[Sample], size: int) -> list[Batch]:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from qgraph.metrics.metric import Contributions, Metric
 from qgraph.runtime import backend
 from qgraph.runtime.backend import EngineOptions, Session
-from qgraph.search.segments import Kind, Segment, read_segments
+from qgraph.search.probes import Kind
+from qgraph.search.segments import Segment, read_segments
 
 Values = dict[str, NDArray[Any]]
 ENGINE = "onnxruntime-cpu"
@@ -201,8 +202,10 @@ def _difference(run: _Run, segment: Segment, probe: Probe) -> NDArray[np.float64
 def _noise(exact: NDArray[Any], got: NDArray[Any]) -> float:
     if exact.dtype.kind not in "f":
         return float(np.mean(exact != got)) if exact.size else 0.0
-    difference = (got - exact).reshape(-1)
-    return float(np.dot(difference, difference))
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = (got - exact).reshape(-1)
+        noise = float(np.dot(difference, difference))
+    return noise if np.isfinite(noise) else np.inf  # half precision overflowed
 
 
 def _signal(array: NDArray[Any]) -> float:

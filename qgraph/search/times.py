@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 from qgraph.cache import Cache
 from qgraph.errors import EngineError, UsageError
-from qgraph.graph import Graph
 from qgraph.runtime import backend
 from qgraph.runtime.backend import Session
 from qgraph.search.costs import Costs, Engine, time_units
@@ -14,8 +13,8 @@ from qgraph.search.costs_file import CostsFile
 from qgraph.search.devices import load_device, named_devices
 from qgraph.search.estimates import Estimated
 from qgraph.search.goal import Goal
-from qgraph.search.observed import Seen
-from qgraph.search.units import Unit
+from qgraph.search.unit_parts import UnitParts
+from qgraph.search.ways import Way
 from qgraph.search.whole import Round, Whole, time_whole, with_memory
 from qgraph.target import Target
 
@@ -43,10 +42,8 @@ class Times(Protocol):
 
     def units(
         self,
-        floating: Graph,
-        integer: Graph,
-        units: Sequence[Unit],
-        seen: Mapping[str, Seen],
+        parts: UnitParts,
+        ways: Sequence[Sequence[Way]],
         engine: Engine,
         *,
         store: Cache | None,
@@ -87,10 +84,8 @@ class Measured:
 
     def units(
         self,
-        floating: Graph,
-        integer: Graph,
-        units: Sequence[Unit],
-        seen: Mapping[str, Seen],
+        parts: UnitParts,
+        ways: Sequence[Sequence[Way]],
         engine: Engine,
         *,
         store: Cache | None,
@@ -105,9 +100,7 @@ class Measured:
             )
             given = None
         known = {} if given is None else given.by_key()
-        return time_units(
-            floating, integer, units, seen, engine, store=store, progress=progress, given=known
-        )
+        return time_units(parts, ways, engine, store=store, progress=progress, given=known)
 
     def memory(self, found: Round, feeds: Mapping[str, Any]) -> Round:
         """Measure each model's peak memory, in a process of its own."""

@@ -28,9 +28,10 @@ class Whole:
         precision: The precision to compile it with.
         model: Its file.
         options: The engine's options.
-        floats: Nodes left in float, where it is a mix; None for others.
+        floats: Layers left in float, where it is a mix of weights; None for others.
+        ways: Where it is a mix, by name of the unit the way that it has; None for others.
         loss: What is predicted of its loss; 0 where nothing is.
-        what: What it consists of, for people; empty where `floats` says it.
+        what: What it consists of, for people; empty where `precision` says it.
         draft: Whether its weights are rounded to nearest until it is known that it may be taken.
         judged: The same in operators that the reference has, where the model has others.
     """
@@ -40,6 +41,7 @@ class Whole:
     model: Path
     options: EngineOptions = field(default_factory=EngineOptions)
     floats: tuple[str, ...] | None = None
+    ways: tuple[tuple[str, str], ...] | None = None
     loss: float = 0.0
     what: str = ""
     draft: bool = False
@@ -49,6 +51,11 @@ class Whole:
     def is_float(self) -> bool:
         """Whether nothing of it is in integers."""
         return self.precision in ("fp32", "fp16", "bf16")
+
+    @property
+    def is_mix(self) -> bool:
+        """Whether it was put together unit by unit."""
+        return self.floats is not None or self.ways is not None
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ TENSORRT = Target(
         source=_QDQ,
     ),
     devices={"": "h100"},
+    half_codes=True,
     lowering=("expand_functions", "slice_axes", "vector_matmul"),
     ranges={"Softmax": (0.0, 1.0)},
     left_float={

@@ -7,24 +7,41 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qgraph.search.choice import Border, Option, Problem, choose, weigh
+from qgraph.search.choice import Border, End, Option, Problem, choose, weigh
 
 _NUMBER = st.floats(0, 10).map(lambda x: round(x, 2))
 _KEYS = {"latency": "time", "size": "bytes", "memory": "memory", "loss": "loss"}
 
 
+FORMATS = ("fp32", "fp16", "int8")
+_PAIRS = st.sampled_from(list(itertools.permutations(FORMATS, 2)))
+
+
+def option(name, format, loss=0.0, time=0.0, bytes=0.0, working=0.0):
+    """An option that reads, writes and computes in one format."""
+    return Option(name, loss, time, bytes, working, reads=format, writes=format, rest=format)
+
+
+def border(writer, readers, to_codes, to_floats, loss=0.0):
+    """A value between units in float or int8."""
+    times = {("fp32", "int8"): to_codes, ("int8", "fp32"): to_floats}
+    ends = tuple(End(reader, "reads") for reader in readers)
+    return Border(End(writer, "writes"), ends, times, {("int8", "fp32"): loss})
+
+
 @st.composite
 def problems(draw):
     count = draw(st.integers(1, 5))
-    option = st.builds(
-        Option, st.just("x"), st.booleans(), _NUMBER, _NUMBER, _NUMBER, working=_NUMBER
+    form = st.sampled_from(FORMATS)
+    one = st.builds(
+        Option, st.just("x"), _NUMBER, _NUMBER, _NUMBER, _NUMBER, reads=form, writes=form, rest=form
     )
-    units = [draw(st.lists(option, min_size=1, max_size=3)) for _ in range(count)]
+    units = [draw(st.lists(one, min_size=1, max_size=3)) for _ in range(count)]
     index = st.one_of(st.none(), st.integers(0, count - 1))
-    border = st.builds(
-        Border, index, st.lists(index, min_size=1, max_size=3).map(tuple), *[_NUMBER] * 3
-    )
-    return Problem(units, draw(st.lists(border, max_size=4)), draw(_NUMBER), draw(_NUMBER))
+    end = st.builds(End, index, st.sampled_from(["reads", "writes", "rest"]))
+    prices = st.dictionaries(_PAIRS, _NUMBER, max_size=4)
+    value = st.builds(Border, end, st.lists(end, min_size=1, max_size=3).map(tuple), prices, prices)
+    return Problem(units, draw(st.lists(value, max_size=4)), draw(_NUMBER), draw(_NUMBER))
 
 
 @given(problems(), st.sampled_from(list(_KEYS)), *[st.one_of(st.just(np.inf), _NUMBER)] * 3)
@@ -50,8 +67,8 @@ def test_no_assignment_is_better(problem, objective, max_loss, max_time, max_byt
 
 
 def test_a_float_unit_between_integer_ones_pays_for_its_borders():
-    units = [[Option("float", False, 0, 3), Option("int8", True, loss, 2)] for loss in (1, 5, 1)]
-    borders = [Border(0, (1,), 2, 2), Border(1, (2,), 2, 2)]
+    units = [[option("float", "fp32", 0, 3), option("int8", "int8", loss, 2)] for loss in (1, 5, 1)]
+    borders = [border(0, (1,), 2, 2), border(1, (2,), 2, 2)]
     problem = Problem(units, borders)
     assert choose(problem, "latency").options == (1, 1, 1)
     # With one of them in float the border takes what the other two win: nothing is won, so the
@@ -63,12 +80,12 @@ def test_a_float_unit_between_integer_ones_pays_for_its_borders():
 
 
 def test_equal_times_are_decided_by_the_loss():
-    units = [[Option("float", False, 0, 1), Option("int8", True, 0.1, 1)]]
+    units = [[option("float", "fp32", 0, 1), option("int8", "int8", 0.1, 1)]]
     assert choose(Problem(units), "latency").options == (0,)
 
 
 def test_bounds_that_nothing_meets():
-    problem = Problem([[Option("float", False, 0, 5, 10), Option("int8", True, 3, 2, 4)]])
+    problem = Problem([[option("float", "fp32", 0, 5, 10), option("int8", "int8", 3, 2, 4)]])
     assert choose(problem, "latency", max_loss=1, max_time=4) is None
     assert choose(problem, "loss", max_bytes=5).options == (1,)
     assert choose(Problem([], time=3), "latency", max_time=2) is None
@@ -78,10 +95,10 @@ def test_bounds_that_nothing_meets():
 def test_hundreds_of_units_are_solved(count):
     rng = np.random.default_rng(0)
     units = [
-        [Option("float", False, 0, 2), Option("int8", True, loss, time)]
+        [option("float", "fp32", 0, 2), option("int8", "int8", loss, time)]
         for loss, time in zip(rng.exponential(1, count), rng.uniform(0.5, 2.2, count), strict=True)
     ]
-    borders = [Border(i, (i + 1,), 0.3, 0.3) for i in range(count - 1)]
+    borders = [border(i, (i + 1,), 0.3, 0.3) for i in range(count - 1)]
     problem = Problem(units, borders)
     every = sum(unit[1].loss for unit in units)
     found = choose(problem, "latency", max_loss=every / 4)
@@ -99,7 +116,7 @@ def test_the_solver_prints_nothing(capfd):
         options = [("f", 4, 0), ("8", 1.07, 2e-3), ("32", 0.64, 0.6), ("64", 0.57, 0.8)]
         units.append(
             [
-                Option(name, False, base * loss, rng.random() * 0.01, bits * rows * columns)
+                Option(name, base * loss, rng.random() * 0.01, bits * rows * columns)
                 for name, bits, loss in [*options, ("128", 0.6 if rows == 576 else 0.54, 1)]
             ]
         )

@@ -92,11 +92,12 @@ def test_operators_of_the_targets_own_do_not_stop_a_search(searched, tmp_path):
     assert {"fp16", "fp8", "int4"} <= {n for n, row in whole(artifact).items() if "p50_ms" in row}
 
 
-def test_times_of_the_front_are_marked(searched, tmp_path, invoke):
-    np.savez(tmp_path / "d.npz", **searched)
+def test_times_of_the_front_are_marked(wide, rows, tmp_path, invoke):
+    np.savez(tmp_path / "d.npz", **rows)
     result = invoke(
-        "compile", CNN, "--target", "cuda", "--data", tmp_path / "d.npz", "--max-drop", "5%",
-        "--metric", "top1", "--recipe", "fast", "--pareto", "-o", tmp_path / "a",
+        "compile", wide, "--target", "cuda", "--data", tmp_path / "d.npz", "--max-drop", "100%",
+        "--recipe", "fast", *(word for each in PLAIN for word in ("--set", each)), "--pareto",
+        "-o", tmp_path / "a",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "times are estimated" in next(x for x in result.stdout.splitlines() if "Front" in x)

@@ -75,7 +75,7 @@ def test_sizes_and_times():
 
 
 def problem(losses, gain=1.0):
-    units = [[Option("fp32", False, 0, 2), Option("int8", True, x, 2 - gain)] for x in losses]
+    units = [[Option("fp32", 0, 2), Option("int8", x, 2 - gain)] for x in losses]
     return Problem(units)
 
 

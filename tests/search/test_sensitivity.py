@@ -56,7 +56,7 @@ def loss_of(prepared, folder, floats, samples):
 def test_one_unit_in_integers_loses_what_the_sweep_says(cut):
     prepared, units, folder, samples, target = cut
     found = measure(folder / "segments", samples, metric=metric("top1"), together=True)
-    ends = {link.writer: link.readers for link in links(prepared.graph, units, target)}
+    ends = {link.writer.unit for link in links(prepared.graph, units, target)}
     for unit in (units[0], units[len(units) // 2], units[-1]):
         others = [each.name for each in units if each is not unit]
         whole = loss_of(prepared, folder, others, samples)

@@ -12,9 +12,10 @@ from qgraph.errors import QGraphError
 from qgraph.graph import Graph
 from qgraph.passes.weight_only.layers import Layer
 from qgraph.pipeline import Pipeline
-from qgraph.search.costs import Clock, Engine, Part, make_part, operators
+from qgraph.search.costs import Clock, Engine
 from qgraph.search.observed import Seen
 from qgraph.search.prepared import clone
+from qgraph.search.unit_parts import Part, keyed, make_part
 from qgraph.search.weights.kinds import FLOAT, Kind
 from qgraph.search.weights.space import WeightSpace
 
@@ -117,9 +118,7 @@ def _written(space: WeightSpace, part: Part, kind: Kind) -> Part | None:
         return None
     if not any(stage.report.changed for stage in stages if stage.name == "weight_only"):
         return None
-    inputs = [f"{name} {array.dtype} {array.shape}" for name, array in part.feeds.items()]
-    key = [line.partition(" ")[2] for line in inputs]
-    return Part(graph, part.feeds, "\n".join([*key, *operators(graph)]))
+    return keyed(Part(graph, part.feeds, ""))
 
 
 def _bytes(graph: Graph) -> int:

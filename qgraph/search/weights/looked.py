@@ -75,7 +75,7 @@ class Looked:
             self.able.append([kind for kind, _, _ in pairs])
             units.append(
                 [
-                    Option(kind.name, False, float(loss), scale * cost.ms, cost.bytes)
+                    Option(kind.name, float(loss), scale * cost.ms, cost.bytes)
                     for kind, cost, loss in pairs
                 ]
             )

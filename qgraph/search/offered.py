@@ -1,0 +1,175 @@
+"""Which ways a search offers its units: those that the target has and that win something on the whole model.
+
+A whole model in a precision shows what it wins before any unit is looked at. What wins nothing there, such
+as float16 on most CPUs, is not tried unit by unit, unless `--assign` asks for it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from qgraph.graph import Graph
+from qgraph.passes.linear_to_matmul import LinearToMatMul
+from qgraph.passes.weight_only.layers import Layer, find_layers
+from qgraph.passes.weight_only.quantize import WeightOnly
+from qgraph.pipeline import Stage
+from qgraph.search import probes
+from qgraph.search.goal import Goal
+from qgraph.search.prepared import Prepared, clone
+from qgraph.search.probes import Kind, Probe
+from qgraph.search.unit_parts import DTYPES
+from qgraph.search.units import Unit
+from qgraph.search.ways import CODES, FLOAT8, HALVES, PLAIN, WEIGHTS, Way, weight_way
+from qgraph.search.weights.kinds import kinds_of
+from qgraph.search.whole import Round
+from qgraph.target import ANYTHING, Target, WeightOnlyRules
+
+# Fewer bits lose too much next to activations in integers: a search of weights alone has them.
+_FEWEST = 4
+# A whole model must win so much that parts of it may.
+_GAIN = 0.99
+
+
+@dataclass(frozen=True, eq=False)
+class Offered:
+    """What units may compute in.
+
+    Attributes:
+        integers: Whether those that can be are offered integers.
+        half: `fp16` or `bf16`, where that is offered; else empty.
+        halves: Names of results that fit into it.
+        layers: By name, linear layers whose weights alone may be in codes.
+        weights: By name of the layer, bits and groups.
+        float8: By name of a product, what its data is divided by in float8.
+        rules: Which weights the target executes.
+    """
+
+    integers: bool = True
+    half: str = ""
+    halves: frozenset[str] = frozenset()
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+    weights: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    float8: Mapping[str, float] = field(default_factory=dict)
+    rules: WeightOnlyRules = ANYTHING
+
+    def ways(self, unit: Unit) -> list[Way]:
+        """Return the ways of a unit, float first."""
+        made = (out.name for node in (*unit.nodes, *unit.tail) for out in node.outputs)
+        halved = bool(self.half) and any(name in self.halves for name in made)
+        rests = [PLAIN.rest, *([self.half] if halved else [])]
+        found = [PLAIN, *([Way(self.half, self.half)] if halved else [])]
+        if self.integers and unit.reads:
+            found += [Way(CODES, rest) for rest in rests]
+        for bits, group in self.weights.get(unit.name, ()):
+            found += [weight_way(bits, group, rest) for rest in rests]
+        if unit.name in self.float8:
+            found.append(Way(FLOAT8, rests[-1]))
+        return found
+
+    def probes(self) -> dict[Kind, Probe]:
+        """Return what writes the errors of all ways, by kind."""
+        found = dict(probes.INTEGERS) if self.integers else {}
+        if self.half:
+            found[self.half] = probes.half(DTYPES[self.half], self.halves)
+        for bits, group in dict.fromkeys(pair for own in self.weights.values() for pair in own):
+            names = [name for name, own in self.weights.items() if (bits, group) in own]
+            kind = weight_way(bits, group).unit
+            found[kind] = probes.weight(bits, group, self.rules, names)
+        if self.float8:
+            found[FLOAT8] = probes.cast_to_float8(self.float8)
+        return found
+
+
+def offer(
+    prepared: Prepared,
+    target: Target,
+    goal: Goal,
+    first: Round,
+    built: Mapping[str, tuple[Graph, list[Stage]]],
+    wanted: Sequence[str] = (),
+) -> Offered:
+    """Decide what is offered.
+
+    Args:
+        prepared: The calibrated model.
+        target: The target.
+        goal: What is asked for.
+        first: Whole models in all precisions, timed.
+        built: By precision, whole models and what the passes did.
+        wanted: The precisions that `--assign` gives single units.
+    """
+
+    def wins(precision: str) -> bool:
+        if precision in wanted:
+            return True
+        base, timed = first.of("fp32"), first.of(precision)
+        if base is None or timed is None:
+            return False
+        if goal.optimize == "latency":
+            return timed.relative < _GAIN * base.relative
+        return timed.bytes < _GAIN * base.bytes
+
+    half = next(
+        (
+            each
+            for each in HALVES
+            if each in built and wins(each) and target.half_ops.get(each, frozenset()) is not None
+        ),
+        "",
+    )
+    bits = [8] * wins(WEIGHTS) + [4] * wins("int4")
+    rules = target.weight_only if target.weight_only.forms else ANYTHING
+    layers = _layers(prepared) if bits else {}
+    options = WeightOnly.with_options(prepared.options.get(WeightOnly.name, {}))
+    assert isinstance(options, WeightOnly)
+    weights = {
+        name: _groups(layer, rules, bits, options.group, goal) for name, layer in layers.items()
+    }
+    return Offered(
+        integers=CODES not in target.instead or CODES in wanted,
+        half=half,
+        halves=_names_in(built[half][0], DTYPES[half]) if half else frozenset(),
+        layers=layers,
+        weights={name: own for name, own in weights.items() if own},
+        float8=_float8(built.get(FLOAT8, (None, []))[1]) if half and wins(FLOAT8) else {},
+        rules=rules,
+    )
+
+
+def _names_in(graph: Graph, dtype: ir.DataType) -> frozenset[str]:
+    """Names of a graph's results in a type."""
+    found = [out for node in graph.nodes() for out in node.outputs if out.dtype == dtype]
+    # Graph outputs stay in float32, under their names, behind a Cast.
+    for value in graph.outputs:
+        last = value.producer()
+        if last is not None and last.op_type == "Cast" and last.inputs[0] in found:
+            found.append(value)
+    return frozenset(value.name for value in found if value.name)
+
+
+def _layers(prepared: Prepared) -> dict[str, Layer]:
+    linear = clone(prepared.graph)
+    LinearToMatMul(convolutions=False).run(linear, prepared.context)
+    found, _ = find_layers(linear, exclude=prepared.context.exclude, head=True, least=4096)
+    # Weights that layers share are decided about together, which is for a search of weights alone.
+    return {layer.name: layer for layer in found if not layer.others and len(layer.shape) == 2}
+
+
+def _groups(
+    layer: Layer, rules: WeightOnlyRules, bits: Sequence[int], group: int, goal: Goal
+) -> list[tuple[int, int]]:
+    """Bits and groups of a layer; groups hardly matter for the time, so that one will do there."""
+    kinds = kinds_of(layer, rules, _FEWEST, group)
+    found: list[tuple[int, int]] = []
+    for width in bits:
+        own = [(width, kind.group) for kind in kinds if kind.bits == width]
+        fine = [pair for pair in own if pair[1] and pair[1] <= 64]
+        found += own if goal.optimize != "latency" else (fine or own)[:1]
+    return found
+
+
+def _float8(stages: Sequence[Stage]) -> dict[str, float]:
+    """By name of the product, what the pass of float8 divided its data by."""
+    rows = [row for stage in stages if stage.name == "fp8" for row in stage.report.layers]
+    return {row["name"]: float(row["input_scale"]) for row in rows}

@@ -1,0 +1,207 @@
+"""Writes what a unit gets wrong in another precision into its segment, for the sweep to carry on.
+
+The engine that carries errors computes in float32 and has kernels for hardly anything else; so each probe
+computes in operators of the standard what the precision would.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.encoding import FLOATS, Encoding, Spec, dequantize, quantize
+from qgraph.encoding import INTEGERS as DTYPES
+from qgraph.graph import Graph, Node, Value
+from qgraph.passes.fp8.scales import encoding as float8
+from qgraph.passes.fp8.scales import power_of_two
+from qgraph.passes.half_rewrite import rewrite
+from qgraph.passes.half_types import slots
+from qgraph.passes.weights.rtn import round_to_nearest
+from qgraph.search.emulate import emulate
+from qgraph.search.prepared import Prepared
+from qgraph.search.units import Unit
+from qgraph.target import WeightOnlyRules
+
+Kind = str
+"""Where an error enters. `read`: the unit computes in integers, of codes. `written`: its result becomes
+codes; readers in integers have that error in their own, and in their corrected bias. Else the precision
+of the unit, and for half precisions of what follows it in its segment."""
+Probe = Callable[[Prepared, Unit, Graph], bool]
+"""Writes the error of a unit into a copy of its segment; False where it can't make it."""
+READ, WRITTEN = "read", "written"
+Floats = NDArray[np.float32]
+
+
+def half(dtype: ir.DataType, names: Collection[str]) -> Probe:
+    """Return what computes a segment in half precision.
+
+    Args:
+        dtype: FLOAT16 or BFLOAT16.
+        names: Names of the results that may be in it.
+    """
+
+    def probe(prepared: Prepared, unit: Unit, part: Graph) -> bool:
+        found = {}
+        for node in part.nodes():
+            if not any(out.name in names for out in node.outputs):
+                continue
+            able = slots(part, node, dtype)
+            if not isinstance(able, str) and able:
+                found[node] = able
+        rewrite(part, found, dtype)
+        emulate(part)
+        return bool(found)
+
+    return probe
+
+
+def weight(bits: int, group: int, rules: WeightOnlyRules, names: Collection[str]) -> Probe:
+    """Return what rounds the weight of a linear layer to nearest.
+
+    Args:
+        bits: Of its codes.
+        group: Rows that share a scale; 0 for whole columns.
+        rules: What the target executes.
+        names: The layers.
+    """
+    kind = "int" if rules.symmetric else "uint"
+    spec = Spec(f"{kind}{bits}", rules.symmetric, axis=0 if group else 1, block=group)
+
+    def rounded(matrix: Floats) -> Floats:
+        codes, encoding, _ = round_to_nearest(matrix, spec, signed=rules.negative_scales)
+        return dequantize(codes, encoding)
+
+    def probe(prepared: Prepared, unit: Unit, part: Graph) -> bool:
+        return unit.name in names and _round_matrix(part, unit.name, rounded)
+
+    return probe
+
+
+def cast_to_float8(scales: Mapping[str, float]) -> Probe:
+    """Return what rounds both operands of a product to float8e4m3fn, as the pass `fp8` does.
+
+    Args:
+        scales: By name of the product, what its data is divided by.
+    """
+
+    def rounded(matrix: Floats) -> Floats:
+        largest = float(np.abs(matrix).max(initial=0.0))
+        taken = float8(power_of_two(largest))
+        return dequantize(quantize(matrix, taken), taken)
+
+    def probe(prepared: Prepared, unit: Unit, part: Graph) -> bool:
+        if unit.name not in scales or not _round_matrix(part, unit.name, rounded):
+            return False
+        own = _node(part, unit.name)
+        source = own.inputs[0]
+        assert source is not None
+        part.set_input(own, 0, _pair(part, source, float8(scales[unit.name]), own))
+        return True
+
+    return probe
+
+
+def codes_of(other: Prepared) -> Probe:
+    """Return what lets a unit compute in the codes of another calibration, such as float8."""
+
+    def probe(prepared: Prepared, unit: Unit, part: Graph) -> bool:
+        inputs = [index for name, index in other.plan.reads if name == unit.name]
+        if not inputs:
+            return False
+        own = _node(part, unit.name)
+        _code_weights(other, unit.name, part, own)
+        for index in sorted(inputs):
+            source = own.inputs[index]
+            assert source is not None
+            pair = _pair(part, source, other.encodings[source.name or ""], own)
+            part.set_input(own, index, pair)
+        part.drop_unread_initializers()
+        return True
+
+    return probe
+
+
+def _node(part: Graph, name: str) -> Node:
+    return next(node for node in part.nodes() if node.name == name)
+
+
+def _round_matrix(part: Graph, name: str, rounded: Callable[[Floats], Floats]) -> bool:
+    """Round the matrix [K, N] of a MatMul or Gemm; False where it has none."""
+    own = _node(part, name)
+    array = part.array(own.inputs[1]) if own.op_type in ("MatMul", "Gemm") else None
+    if array is None or array.ndim != 2:
+        return False
+    turned = own.op_type == "Gemm" and bool(part.attribute(own, "transB", 0))
+    found = rounded(array.T if turned else array)
+    part.set_input(own, 1, part.constant("rounded", found.T.copy() if turned else found))
+    part.drop_unread_initializers()
+    return True
+
+
+def _code_weights(prepared: Prepared, name: str, part: Graph, own: Node) -> None:
+    for (layer, index), weight in prepared.weights.items():
+        if layer == name:
+            array = dequantize(weight.codes, weight.encoding)
+            part.set_input(own, index, part.constant(f"coded_{index}", array))
+
+
+def read(prepared: Prepared, unit: Unit, part: Graph) -> bool:
+    """Give the unit the inputs, weights and bias that integers have."""
+    if not unit.reads:
+        return False
+    inner = {node.name: node for node in part.nodes()}
+    own = inner[unit.node.name]
+    _code_weights(prepared, unit.name, part, own)
+    bias = prepared.biases.get(unit.name)
+    if bias is not None and bias.holder in inner:
+        part.set_input(inner[bias.holder], bias.index, part.constant("coded_bias", bias.array))
+    for index, value in unit.reads.items():
+        source = own.inputs[index]
+        assert source is not None
+        pair = _pair(part, source, prepared.encodings[value.name or ""], own)
+        part.set_input(own, index, pair)
+    part.drop_unread_initializers()
+    return True
+
+
+def written(prepared: Prepared, unit: Unit, part: Graph) -> bool:
+    """Turn the unit's result into codes and back."""
+    if unit.writes is None:
+        return False
+    inner = {node.name: node for node in part.nodes()}
+    encoding = prepared.encodings[unit.writes.name or ""]
+    _code_result(part, inner[unit.nodes[-1].name], encoding)
+    return True
+
+
+def _code_result(part: Graph, last: Node, encoding: Encoding) -> None:
+    result = last.outputs[0]
+    uses = list(result.uses())
+    following = next(iter(node for node in part.nodes() if any(u.node is node for u in uses)), None)
+    outside = [i for i, value in enumerate(part.main.outputs) if value is result]
+    pair = _pair(part, result, encoding, following)
+    for use in uses:
+        part.set_input(use.node, use.idx, pair)
+    name = result.name
+    for index in outside:
+        result.name, pair.name = f"{name}_plain", name
+        part.main.outputs[index] = pair
+
+
+def _pair(part: Graph, value: Value, encoding: Encoding, before: Node | None) -> Value:
+    """Quantize a value and back, in front of a node or at the end."""
+    dtype = DTYPES[encoding.dtype][2] if encoding.dtype in DTYPES else FLOATS[encoding.dtype][1]
+    scale = part.constant(f"{value.name}_scale", encoding.scale)
+    zero = part.constant(f"{value.name}_zero", encoding.zero_point.astype(dtype))
+    after = None if before is not None else list(part.main)[-1]
+    q = part.insert("QuantizeLinear", [value, scale, zero], before=before, after=after)
+    q.outputs[0].type = ir.TensorType(zero.dtype)  # type: ignore[arg-type]
+    after = None if before is not None else q
+    dq = part.insert(
+        "DequantizeLinear", [q.outputs[0], scale, zero], before=before, after=after, like=value
+    )
+    return dq.outputs[0]
+
+
+INTEGERS: Mapping[Kind, Probe] = {READ: read, WRITTEN: written}
