@@ -15,7 +15,8 @@ With so little data one sample decides more than the drop that is allowed. There
 - `--lines N` renders N text lines to search with, and half as many with other texts to keep aside.
 - `--images` takes a folder of photographs `nXXXXXXXX_name.JPEG` with each of the 1,000 classes, such
   as https://github.com/EliSchwartz/imagenet-sample-images, or an .npz made of one (`--pixels FILE`
-  writes it). Every third is kept aside. The 200 images of `benchmarks.accuracy` may be among them.
+  writes it). Every third is kept aside. Of that repository, the 200 images of `benchmarks.accuracy`
+  are a part, to the bit.
 
 With `--beside FOLDER`, the files `FOLDER/MODEL/*.onnx`, made by other tools, are scored and timed in
 the same run: each in every engine of the target `cpu`, of which the fastest counts that gives about
