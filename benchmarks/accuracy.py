@@ -39,6 +39,11 @@ from qgraph.runtime.reference import open_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 REPAIRS = ("smooth", "equalize_layers", "equalize_depthwise", "adaround", "correct_bias")
+# Mean and standard deviation of the pixels, 0 to 1, that classifiers of images expect.
+IMAGE_MODELS = {
+    "mobilenet_v2": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "efficientnet_lite0": ([0.5] * 3, [0.5] * 3),
+}
 
 
 @dataclass
@@ -156,8 +161,7 @@ def sqnr(exact: list[Feeds], got: list[Feeds], sides: Sequence[str] = ("",)) -> 
 def tasks(wanted: list[str]) -> Iterator[Task]:
     """Every task whose model and data are present; what is missing is said."""
     makers: dict[str, Callable[[str], Task | None]] = {
-        "mobilenet_v2": _images([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        "efficientnet_lite0": _images([0.5] * 3, [0.5] * 3),
+        **dict.fromkeys(IMAGE_MODELS, _images),
         "minilm_l6_v2": _sentences,
         "ppocrv6_rec_small": _lines,
         "digits_cnn": _digits,
@@ -172,7 +176,8 @@ def tasks(wanted: list[str]) -> Iterator[Task]:
             yield task
 
 
-def _find(kind: str, name: str) -> Path | None:
+def find_file(kind: str, name: str) -> Path | None:
+    """Where a file of `models` or of `data` lies; None if it is not here."""
     shared = Path(os.environ.get("QGRAPH_SHARED") or ROOT.parent / "shared")
     store = Path(os.environ.get("MODELS_ROOT") or ROOT / ".models")
     places = [shared / kind / name, store / "onnx" / name]
@@ -191,19 +196,24 @@ def labelled(
     return [Sample({k: x[part] for k, x in inputs.items()}, {name: labels[part]}) for part in parts]
 
 
-def _images(mean: list[float], std: list[float]) -> Callable[[str], Task | None]:
-    def make(name: str) -> Task | None:
-        model, file = _find("models", f"{name}.onnx"), _find("data", "imagenet_calib200_224_u8.npz")
-        if model is None or file is None:
-            return None
-        with np.load(file) as data:
-            scaled = (data["x"].astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
-            labels = data["y"]
-        x = np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
-        evaluation = labelled({"input": x[128:]}, labels[128:], 8)
-        return Task(name, model, _rows(x[:128], "input"), evaluation, metric("top1"))
+def normalized(
+    pixels: np.ndarray[Any, Any], mean: Sequence[float], std: Sequence[float]
+) -> np.ndarray[Any, Any]:
+    """Turn uint8 [n, h, w, 3] into float32 [n, 3, h, w] as a classifier of `IMAGE_MODELS` takes it."""
+    shift, scale = np.array(mean, np.float32), np.array(std, np.float32)
+    scaled = (pixels.astype(np.float32) / 255 - shift) / scale
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
-    return make
+
+def _images(name: str) -> Task | None:
+    model = find_file("models", f"{name}.onnx")
+    file = find_file("data", "imagenet_calib200_224_u8.npz")
+    if model is None or file is None:
+        return None
+    with np.load(file) as data:
+        x, labels = normalized(data["x"], *IMAGE_MODELS[name]), data["y"]
+    evaluation = labelled({"input": x[128:]}, labels[128:], 8)
+    return Task(name, model, _rows(x[:128], "input"), evaluation, metric("top1"))
 
 
 def _digits(name: str) -> Task:
@@ -216,8 +226,8 @@ def _digits(name: str) -> Task:
 
 
 def _sentences(name: str) -> Task | None:
-    model = _find("models", f"{name}.onnx")
-    files = [_find("data", f"minilm_sts15_{part}.npz") for part in ("calib", "eval")]
+    model = find_file("models", f"{name}.onnx")
+    files = [find_file("data", f"minilm_sts15_{part}.npz") for part in ("calib", "eval")]
     if model is None or files[0] is None or files[1] is None:
         return None
     with np.load(files[0]) as data:

@@ -1,0 +1,1 @@
+"""Promises on data that no search has seen: `python -m benchmarks.promise --help`."""
