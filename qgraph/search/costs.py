@@ -86,6 +86,8 @@ class UnitCost:
         alone, tail = self.alone.get(way.unit), self.tail.get(way.rest)
         if way.unit in (FLOAT, CODES):
             alone = self.coded if way.unit == CODES else self.plain
+        if alone is None and way.unit == way.rest and self.tail:
+            alone = self.plain  # such as Shape, which is the same whatever floats are
         if alone is None or (tail is None and way.rest != FLOAT):
             return None
         return alone + (tail or 0.0)

@@ -129,7 +129,7 @@ def offer(
     return Offered(
         integers=CODES not in target.instead or CODES in wanted,
         half=half,
-        halves=_names_in(built[half][0], DTYPES[half]) if half else frozenset(),
+        halves=_halves(prepared.graph, built[half][0], DTYPES[half]) if half else frozenset(),
         layers=layers,
         weights={name: own for name, own in weights.items() if own},
         float8=_float8(built.get(FLOAT8, (None, []))[1]) if half and wins(FLOAT8) else {},
@@ -137,15 +137,21 @@ def offer(
     )
 
 
-def _names_in(graph: Graph, dtype: ir.DataType) -> frozenset[str]:
-    """Names of a graph's results in a type."""
-    found = [out for node in graph.nodes() for out in node.outputs if out.dtype == dtype]
+def _halves(graph: Graph, whole: Graph, dtype: ir.DataType) -> frozenset[str]:
+    """Names of a graph's results that the whole model in half precision has in it.
+
+    What it lacks, such as scores of an attention that became one operator, went into such a result.
+    """
+    found = {out.name: out.dtype for node in whole.nodes() for out in node.outputs}
     # Graph outputs stay in float32, under their names, behind a Cast.
-    for value in graph.outputs:
+    for value in whole.outputs:
         last = value.producer()
-        if last is not None and last.op_type == "Cast" and last.inputs[0] in found:
-            found.append(value)
-    return frozenset(value.name for value in found if value.name)
+        if last is not None and last.op_type == "Cast" and last.inputs[0] is not None:
+            found[value.name] = last.inputs[0].dtype
+    results = (out for node in graph.nodes() for out in node.outputs)
+    return frozenset(
+        out.name for out in results if out.name and found.get(out.name, dtype) == dtype
+    )
 
 
 def _layers(prepared: Prepared) -> dict[str, Layer]:
