@@ -56,10 +56,9 @@ Assign = Annotated[
     list[str] | None,
     typer.Option(
         "--assign",
-        metavar="PATTERN=int8|fp32|int4:32",
+        metavar="PATTERN=int8|fp32|fp16|int4:32",
         rich_help_panel=_PANEL,
-        help="Precision of nodes or operators that the search may not decide; int4 and its groups "
-        "with --precision int4. Repeatable.",
+        help="Precision of nodes or operators that the search may not decide. Repeatable.",
     ),
 ]
 Pareto = Annotated[
@@ -68,7 +67,7 @@ Pareto = Annotated[
         "--pareto",
         metavar="",
         rich_help_panel=_PANEL,
-        help="Also verify points between float and int8, as a table and pareto.csv.",
+        help="Also verify points between float and the best mix, as a table and pareto.csv.",
     ),
 ]
 Pick = Annotated[

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,7 +51,8 @@ class Engine:
 
     def __str__(self) -> str:
         """Return a name that keys can hold."""
-        return f"{self.backend} {self.options.float_precision}"
+        own = ",".join(f"{key}={value}" for key, value in sorted(self.options.engine.items()))
+        return " ".join(filter(None, (self.backend, self.options.float_precision, own)))
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ class Clock:
 
     def _time(self, part: Part) -> float | None:
         self.timed += 1
-        options = EngineOptions(1, self.engine.options.float_precision)
+        options = replace(self.engine.options, threads=1)
         with TemporaryDirectory(prefix="qgraph-") as folder, ExitStack() as stack:
             path = Path(folder) / "unit.onnx"
             onnx_io.save(part.graph, path)

@@ -109,7 +109,7 @@ class Estimated:
         models: Sequence[Whole],
         feeds: Mapping[str, Any],
         budget_s: float | None = None,
-        engine: str | None = None,
+        engine: Engine | None = None,
     ) -> Round:
         """Estimate models in each backend; arguments are those of `time_whole`.
 
@@ -121,7 +121,7 @@ class Estimated:
         failed: list[Line] = []
         factors: dict[str, float] = {}
         for model in sorted(models, key=lambda model: model.name != "fp32"):
-            for name in [engine] if engine is not None else self.backends:
+            for name in [engine.backend] if engine is not None else self.backends:
                 try:
                     ms = self._whole(model, name, feeds, known, factors)
                 except (QGraphError, LookupError) as error:

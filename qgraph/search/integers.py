@@ -183,6 +183,12 @@ def _prove(
     """Prove the best of what the search offers, or the point of the front that was picked."""
     if pick is not None:
         row = pareto.pick(front, pick)
+        if found.first is None:  # the front is an earlier search's: offer what its point has
+            with space.timing("building whole models"):
+                space.candidates.all()
+            space.take(
+                _offered(space, Round((), ()), [("", each) for each in row["ways"].values()])
+            )
         mixes = [space.build(tuple(row["ways"].items()), float(row["predicted_loss"]))]
     else:
         mixes = offers.mixes(space, found)

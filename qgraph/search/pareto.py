@@ -44,7 +44,7 @@ def measure_front(space: Mixes, found: "Found", count: int) -> list[Row]:
     with space.timing("measuring the front"):
         models = [space.mix(choice) for choice in front(problem, space.goal, count)]
         models = list({model.name: model for model in models}.values())
-        budget, engine = BUDGET_S * len(models), ours.engine.backend
+        budget, engine = BUDGET_S * len(models), ours.engine
         timed = space.times.whole(models, space.sample, budget, engine).timed
         pairs = []
         for done, each in enumerate(sorted(timed, key=lambda each: each.whole.loss)):

@@ -82,8 +82,8 @@ def compile_within(
         recipe: Name, file or object.
         samples: How many samples to use at most.
         exclude: Globs of node names or operators that stay in float.
-        assign: `PATTERN=int8` or `PATTERN=fp32`, what the search may not decide; of weights also
-            `PATTERN=int4` and `PATTERN=int4:32`.
+        assign: `PATTERN=PRECISION`, what the search may not decide: `int8`, `fp32`, `fp16`, `int4`,
+            `int4:32` and so on.
         settings: `pass.option=value` lines.
         points: How many points of the front between loss and aim to verify; 0 for none.
         pick: Build this one of them, counted from 1, in place of the best; of those that an artifact
@@ -105,7 +105,8 @@ def compile_within(
     goal = make_goal(max_drop, optimize, max_size, max_latency)
     job = resolve(target, precision, recipe, exclude, settings, listener, searching=True)
     given = read_costs(costs) if costs is not None else None
-    times = choose_times(job.target, goal, device, given, job.warn)
+    asked = {name: job.recipe.engine_options(name) for name in job.target.engines}
+    times = choose_times(job.target, goal, device, given, job.warn, asked)
     _check(job, points, pick, times, costs)
     folder = Path(output) if output is not None else output_folder(model, None, job)
     check_output(folder)

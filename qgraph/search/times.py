@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel
+
 from qgraph.cache import Cache
 from qgraph.errors import EngineError, UsageError
 from qgraph.runtime import backend
@@ -35,7 +37,7 @@ class Times(Protocol):
         models: Sequence[Whole],
         feeds: Mapping[str, Any],
         budget_s: float | None = None,
-        engine: str | None = None,
+        engine: Engine | None = None,
     ) -> Round:
         """Time whole models; see `time_whole`."""
         ...
@@ -67,20 +69,24 @@ class Measured:
     estimated = ""
 
     def __init__(
-        self, target: Target, given: CostsFile | None, warn: Callable[[str], None]
+        self,
+        target: Target,
+        given: CostsFile | None,
+        warn: Callable[[str], None],
+        asked: Mapping[str, BaseModel | None] | None = None,
     ) -> None:
-        """Keep what is needed."""
-        self.target, self.given, self.warn = target, given, warn
+        """Keep what is needed; `asked` is what the user has decided of how engines run."""
+        self.target, self.given, self.warn, self.asked = target, given, warn, asked
 
     def whole(
         self,
         models: Sequence[Whole],
         feeds: Mapping[str, Any],
         budget_s: float | None = None,
-        engine: str | None = None,
+        engine: Engine | None = None,
     ) -> Round:
         """Time whole models in turn."""
-        return time_whole(self.target, models, feeds, budget_s, engine)
+        return time_whole(self.target, models, feeds, budget_s, engine, self.asked)
 
     def units(
         self,
@@ -117,6 +123,7 @@ def choose_times(
     device: str | None,
     given: CostsFile | None,
     warn: Callable[[str], None],
+    asked: Mapping[str, BaseModel | None] | None = None,
 ) -> Times:
     """Measure where an engine of the target runs here, else estimate.
 
@@ -126,6 +133,7 @@ def choose_times(
         device: Name or file of the device to estimate for; None for the target's.
         given: Measured times of units.
         warn: Told what the user should know.
+        asked: By engine, what the user has decided of how it runs.
 
     Raises:
         UsageError: A device is given where times are measured, or memory is asked for without.
@@ -143,7 +151,7 @@ def choose_times(
                 f"--device {device}: an engine of {target.name} runs here, so times are measured",
                 fix="leave it out",
             )
-        return Measured(target, given, warn)
+        return Measured(target, given, warn, asked)
     why = "; ".join(reason for reason in reasons if reason) or target.no_engine
     absent = f"no engine of {target.name} runs here: {why}"
     name = device or target.device

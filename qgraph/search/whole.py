@@ -5,11 +5,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from qgraph import onnx_io
 from qgraph.engine_choice import Selection
 from qgraph.errors import EngineError
 from qgraph.manifest import Timing
 from qgraph.runtime import backend
-from qgraph.runtime.backend import EngineOptions
+from qgraph.runtime.backend import EngineOptions, Tunable
 from qgraph.runtime.choose import Candidate, Measured, fastest
 from qgraph.runtime.memory import peak_memory
 from qgraph.search.costs import Engine
@@ -120,43 +123,62 @@ def time_whole(
     models: Sequence[Whole],
     feeds: Mapping[str, Any],
     budget_s: float | None = None,
-    engine: str | None = None,
+    engine: Engine | None = None,
+    asked: Mapping[str, BaseModel | None] | None = None,
 ) -> Round:
     """Time models in all engines of the target, in turn in one run.
+
+    An engine that runs a model in several ways, such as with CUDA graphs, is given the ways that are
+    best for the float models; see `_labels`.
 
     Args:
         target: Whose engines.
         models: The models; names are distinct.
         feeds: One sample.
         budget_s: Seconds for all runs.
-        engine: The only engine to time them in.
+        engine: The only one to time them in, as it is set.
+        asked: By engine, what the user has decided of how it runs.
 
     Raises:
         EngineError: No engine of the target runs here, or none runs the float model.
     """
-    reasons = [(name, backend(name).unavailable()) for name in target.engines]
-    usable = [name for name, reason in reasons if reason is None and engine in (None, name)]
+    names = target.engines if engine is None else (engine.backend,)
+    reasons = [(name, backend(name).unavailable()) for name in names]
+    usable = [name for name, reason in reasons if reason is None]
     if not usable:
         why = "; ".join(reason for _, reason in reasons if reason) or target.no_engine
         raise EngineError(
             f"no engine of {target.name} runs here, so nothing can be measured: {why}",
             fix="search where the engine runs, or compile without --max-drop",
         )
-    by_label = {f"{name} {model.name}": (name, model) for model in models for name in usable}
-    candidates = [
-        Candidate(name, model.model, model.options, label=label)
-        for label, (name, model) in by_label.items()
-    ]
-    measured = fastest(candidates, feeds, budget_s=budget_s or BUDGET_S)
+    budget = budget_s or BUDGET_S
+    if engine is None:
+        ways = {
+            name: _labels(name, models, feeds, budget, (asked or {}).get(name)) for name in usable
+        }
+    by_label: dict[str, tuple[Candidate, Whole]] = {}
+    for model in models:
+        for name in usable:
+            if engine is not None:
+                options = {"": engine.options.engine}
+            else:
+                every = _variants(name, model, (asked or {}).get(name))
+                options = {way: own for way, own in every.items() if way in ways[name]}
+            for way, own in options.items():
+                label = f"{name} {model.name}" + (f", {way}" if way else "")
+                chosen = replace(model.options, engine=own)
+                by_label[label] = Candidate(name, model.model, chosen, label=label), model
+    candidates = [candidate for candidate, _ in by_label.values()]
+    measured = fastest(candidates, feeds, budget_s=budget)
     results = [(each, each.result) for each in measured if each.result is not None]
     results.sort(key=lambda pair: pair[1].p10_ms)
     timed: dict[str, Timed] = {}
     for each, result in results:
-        name, model = by_label[str(each.candidate)]
+        candidate, model = by_label[str(each.candidate)]
         if model.name not in timed:
             timed[model.name] = Timed(
                 model,
-                Engine(name, model.options),
+                Engine(candidate.backend, candidate.options),
                 result.p50_ms,
                 result.p90_ms,
                 result.p10_ms / results[0][1].p10_ms,
@@ -165,6 +187,42 @@ def time_whole(
     if not timed:
         raise EngineError("; ".join(f"{each.candidate}: {each.reason}" for each in measured))
     return Round(tuple(timed.values()), tuple(measured))
+
+
+def _variants(name: str, model: Whole, asked: BaseModel | None) -> dict[str, Mapping[str, Any]]:
+    """By label, the engine's options for each way to run a model; the plainest first."""
+    engine = backend(name)
+    if not isinstance(engine, Tunable):
+        return {"": {}}
+    found = engine.variants(model.precision, onnx_io.operators(model.model), asked)
+    return {label: options.engine for label, options in found.items()}
+
+
+def _labels(
+    name: str,
+    models: Sequence[Whole],
+    feeds: Mapping[str, Any],
+    budget_s: float,
+    asked: BaseModel | None,
+) -> set[str]:
+    """The ways to time all models in: the plainest, and the best of each whole float model.
+
+    Every model in every way would hold dozens of sessions open.
+    """
+    found: set[str] = set()
+    for model in models:
+        variants = _variants(name, model, asked)
+        found.add(next(iter(variants)))
+        if len(variants) == 1 or not model.is_float or model.is_mix:
+            continue
+        tried = [
+            Candidate(name, model.model, replace(model.options, engine=own), label=f"way {label}")
+            for label, own in variants.items()
+        ]
+        best = fastest(tried, feeds, budget_s=budget_s / 2)[0]
+        if best.result is not None:
+            found.add(str(best.candidate).removeprefix("way "))
+    return found
 
 
 def with_memory(found: Round, feeds: Mapping[str, Any]) -> Round:
@@ -185,8 +243,9 @@ def _timing(measured: Measured, chosen: Whole) -> Timing:
     """The manifest's line; the chosen model and the float one are called as in other compiles."""
     candidate, result = measured.candidate, measured.result
     label = str(candidate)
-    if (candidate.model, candidate.options) == (chosen.model, chosen.options):
-        label = f"{candidate.backend} {chosen.precision}"
+    own = f"{candidate.backend} {chosen.name}"
+    if candidate.model == chosen.model and (label == own or label.startswith(f"{own}, ")):
+        label = f"{candidate.backend} {chosen.precision}{label.removeprefix(own)}"
     elif label == f"{candidate.backend} fp32":
         label = f"{label} (before)"
     if result is None:
