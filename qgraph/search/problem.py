@@ -17,6 +17,7 @@ from qgraph.search.ways import CODES, FLOAT, FLOAT8, HALVES, PLAIN, WEIGHTS, Way
 
 # Gains on the whole model and those of its units differ by threads and caches, not by more.
 _LEAST_SCALE, _MOST_SCALE = 0.2, 5.0
+_LEAST_TIME = 0.05
 _BORDER = "conversions"
 _ASSIGNED = (FLOAT, *HALVES, FLOAT8, CODES, WEIGHTS, "int4")
 _BYTES = {FLOAT: 4, **dict.fromkeys(HALVES, 2), CODES: 1}
@@ -169,7 +170,9 @@ def _time(facts: Facts, unit: Unit, way: Way, scales: Mapping[str, float]) -> fl
     alone = cost.coded if way.unit == CODES else cost.alone.get(way.unit, cost.plain)
     won = _scale_of(scales, way.unit) * (cost.plain - alone)
     won += _scale_of(scales, way.rest) * cost.won_behind(way)
-    return cost.plain + cost.tail.get(FLOAT, 0.0) - won
+    # Scaled gains of single units may be more than all that there is.
+    plain = cost.plain + cost.tail.get(FLOAT, 0.0)
+    return max(plain - won, _LEAST_TIME * plain)
 
 
 def _bytes(facts: Facts, unit: Unit, way: Way) -> float:

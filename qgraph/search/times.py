@@ -77,6 +77,7 @@ class Measured:
     ) -> None:
         """Keep what is needed; `asked` is what the user has decided of how engines run."""
         self.target, self.given, self.warn, self.asked = target, given, warn, asked
+        self._ways: dict[str, set[str]] = {}
 
     def whole(
         self,
@@ -86,7 +87,7 @@ class Measured:
         engine: Engine | None = None,
     ) -> Round:
         """Time whole models in turn."""
-        return time_whole(self.target, models, feeds, budget_s, engine, self.asked)
+        return time_whole(self.target, models, feeds, budget_s, engine, self.asked, self._ways)
 
     def units(
         self,

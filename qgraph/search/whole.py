@@ -125,6 +125,7 @@ def time_whole(
     budget_s: float | None = None,
     engine: Engine | None = None,
     asked: Mapping[str, BaseModel | None] | None = None,
+    known: dict[str, set[str]] | None = None,
 ) -> Round:
     """Time models in all engines of the target, in turn in one run.
 
@@ -138,6 +139,7 @@ def time_whole(
         budget_s: Seconds for all runs.
         engine: The only one to time them in, as it is set.
         asked: By engine, what the user has decided of how it runs.
+        known: By engine, the ways that an earlier round found best; added to.
 
     Raises:
         EngineError: No engine of the target runs here, or none runs the float model.
@@ -152,10 +154,10 @@ def time_whole(
             fix="search where the engine runs, or compile without --max-drop",
         )
     budget = budget_s or BUDGET_S
-    if engine is None:
-        ways = {
-            name: _labels(name, models, feeds, budget, (asked or {}).get(name)) for name in usable
-        }
+    ways = {} if known is None else known
+    for name in usable if engine is None else ():
+        if name not in ways:
+            ways[name] = _labels(name, models, feeds, budget, (asked or {}).get(name))
     by_label: dict[str, tuple[Candidate, Whole]] = {}
     for model in models:
         for name in usable:
