@@ -87,12 +87,17 @@ def run_tool(
     with tempfile.TemporaryDirectory() as scratch:
         feeds = Path(scratch) / "feeds.npz"
         save(work.feeds[::2][:CALIBRATED], feeds)
-        command = [str(installed.python), "run_mixed.py", peer.name, str(work.model.resolve())]
+        command = [
+            str(installed.python),
+            str(RECIPES / "run_mixed.py"),
+            peer.name,
+            str(work.model.resolve()),
+        ]
         command = [*command, str(feeds), str(folder.resolve()), str(drop)]
         log = folder / f"{peer.name}.log"
         with log.open("w") as errors, subprocess.Popen(
             ["timeout", str(timeout), *command],
-            cwd=RECIPES, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            cwd=scratch, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
         ) as process:  # fmt: skip
             assert process.stdin is not None and process.stdout is not None
             made: dict[str, str] | None = None

@@ -144,24 +144,40 @@ def test_effort_counts_runs_over_all_the_data():
     assert effort(space)["plain_evaluations"] == 2.0
 
 
-def test_a_float_model_that_fails_the_proof_is_nothing_to_compare_with():
-    """Both keep the promise on the samples searched with; bf16, the faster, fails the proof."""
-    kept = Verdict(0.9, 0.9, 0.0, 0.0, 0.0, 1000)
-    lost = Verdict(0.8, 0.9, 0.1, 0.08, 0.12, 1000)
-    engine, file = Engine("onnxruntime-cpu"), Path("model.onnx")
-    models = [
-        (Whole("bf16", "bf16", file), 1.0),
-        (Whole("mix", "int8", file, floats=("a",), loss=0.1), 1.2),
-        (Whole("fp32", "fp32", file), 2.0),
+KEPT = Verdict(0.9, 0.9, 0.0, 0.0, 0.0, 1000)
+LOST = Verdict(0.8, 0.9, 0.1, 0.08, 0.12, 1000)
+
+
+def proved(models, failing):
+    """The promise of models with a time and a loss, of which some fail on the samples of the proof."""
+    file, engine = Path("model.onnx"), Engine("onnxruntime-cpu")
+    wholes = [
+        (Whole(name, precision, file, floats=("a",) if loss else None, loss=loss), ms)
+        for name, precision, ms, loss in models
     ]
-    timed = tuple(Timed(whole, engine, ms, ms, ms, 100) for whole, ms in models)
+    timed = tuple(Timed(whole, engine, ms, ms, ms, 100) for whole, ms in wholes)
     space = SimpleNamespace(
         goal=Goal(0.005),
         metric=TOP1,
-        verdict=lambda whole, engine: kept,
+        verdict=lambda whole, engine: KEPT,
         times=SimpleNamespace(open=lambda whole, engine: nullcontext(whole.name)),
     )
-    judge = SimpleNamespace(verdict=lambda name, drop: lost if name == "bf16" else kept)
-    promise = prove(space, Round(timed, ()), judge).promise
+    judge = SimpleNamespace(verdict=lambda name, drop: LOST if name in failing else KEPT)
+    return prove(space, Round(timed, ()), judge)
+
+
+def test_a_float_model_that_fails_the_proof_is_nothing_to_compare_with():
+    """Both keep the promise on the samples searched with; bf16, the faster, fails the proof."""
+    models = [("bf16", "bf16", 1.0, 0.0), ("mix", "int8", 1.2, 0.1), ("fp32", "fp32", 2.0, 0.0)]
+    promise = proved(models, {"bf16"}).promise
     assert promise.holds and promise.looks == 2
     assert promise.float_engine == "onnxruntime-cpu fp32" and promise.relative_time == 0.6
+
+
+def test_the_safest_mix_is_tried_before_the_float_model():
+    """Two thirds of the loss that failed is asked for, and no mix loses so little."""
+    mixes = [("a", "int8", 1.0, 0.10), ("b", "int8", 1.1, 0.09), ("c", "int8", 1.2, 0.07)]
+    found = proved([*mixes, ("fp32", "fp32", 2.0, 0.0)], {"a", "b"})
+    assert found.whole.name == "c" and found.promise.looks == 2
+    found = proved([*mixes, ("fp32", "fp32", 2.0, 0.0)], {"a", "b", "c"})
+    assert found.whole.name == "fp32" and found.promise.looks == 3
