@@ -133,13 +133,17 @@ def _scored(file: Path, scorer: Scorer) -> dict[str, Any]:
 def products(file: Path) -> dict[str, int]:
     """Count the products that stay in floating point, and all products.
 
-    One is in integers where its first input comes out of DequantizeLinear, or where its operator takes
+    One is in integers where both its inputs come out of DequantizeLinear, or where its operator takes
     integers.
     """
     graph = onnx.load(str(file), load_external_data=False).graph
     makers = {out: node.op_type for node in graph.node for out in node.output}
     found = [node for node in graph.node if node.op_type in PRODUCTS]
-    plain = [node for node in found if makers.get(node.input[0]) != "DequantizeLinear"]
+    plain = [
+        node
+        for node in found
+        if any(makers.get(name) != "DequantizeLinear" for name in node.input[:2])
+    ]
     integers = [node for node in graph.node if node.op_type in INTEGER_PRODUCTS]
     return {"float_products": len(plain), "products": len(found) + len(integers)}
 
