@@ -4,6 +4,7 @@ There is no tool that decides by itself: its documentation says to look at the e
 `qdq_loss_debug` and to name nodes to exclude.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ def mixed(
     import onnx
     from with_onnxruntime import prepare
 
-    whole = folder / "onnxruntime-int8.onnx"
+    # What is left here when time is over is nobody's file.
+    whole = Path("onnxruntime-int8.onnx").resolve()
     prepare("minmax")(model, feeds, whole)
     prepared = whole.with_name("prepared.onnx")
     order = worst_first(prepared, whole, feeds[:_LOOKED_AT])
     made = {whole.stem: "all in int8"}
     from onnxruntime import quantization
 
+    shutil.move(whole, folder / whole.name)
     groups = layers(prepared, order)
     excluded = {f"exclude{n}": order[:n] for n in WORST if n <= len(order)}
     excluded |= {
@@ -54,7 +57,6 @@ def mixed(
             nodes_to_exclude=nodes,
         )
         made[output.stem] = f"in float: {', '.join(nodes)}"
-    prepared.unlink()
     try:
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
