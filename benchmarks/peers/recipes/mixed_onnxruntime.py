@@ -91,7 +91,7 @@ def worst_first(plain: Path, coded: Path, feeds: list[dict[str, Any]]) -> list[s
 def layers(model: Path, order: list[str]) -> list[list[str]]:
     """The products among the nodes, each with its activation function, in the same order.
 
-    To exclude a Clip alone costs accuracy: then what goes into it is quantized, over its whole range.
+    With a Clip alone excluded, what goes into it is quantized, over its whole range.
     """
     import onnx
 
