@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
+from benchmarks.peers.__main__ import copied
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.environments import InstallError, environment
 from benchmarks.peers.recipes.run import save
@@ -47,8 +49,11 @@ NEURAL_COMPRESSOR = Peer(
     (),
 )
 TOOLS = {"onnxruntime": PEERS["onnxruntime"], "modelopt": PEERS["modelopt"]}
-TOOLS[NEURAL_COMPRESSOR.name] = NEURAL_COMPRESSOR
-RECIPES = Path(__file__).with_name("recipes")
+TOOLS |= {NEURAL_COMPRESSOR.name: NEURAL_COMPRESSOR, "nncf": PEERS["nncf"]}
+RECIPES = Path(__file__).resolve().with_name("recipes")
+# The operators that hold nearly all multiplications.
+PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "GRU", "LSTM"))
+INTEGER_PRODUCTS = frozenset(("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"))
 
 
 class Scorer:
@@ -87,12 +92,9 @@ def run_tool(
     with tempfile.TemporaryDirectory() as scratch:
         feeds = Path(scratch) / "feeds.npz"
         save(work.feeds[::2][:CALIBRATED], feeds)
-        command = [
-            str(installed.python),
-            str(RECIPES / "run_mixed.py"),
-            peer.name,
-            str(work.model.resolve()),
-        ]
+        # Tools write inferred shapes into the file that they read.
+        model = copied(work.model, Path(scratch) / "original")
+        command = [str(installed.python), str(RECIPES / "run_mixed.py"), peer.name, str(model)]
         command = [*command, str(feeds), str(folder.resolve()), str(drop)]
         log = folder / f"{peer.name}.log"
         with log.open("w") as errors, subprocess.Popen(
@@ -122,8 +124,28 @@ def run_tool(
     return found
 
 
-def _scored(file: Path, scorer: Scorer) -> dict[str, float]:
-    return {"drop": scorer.drop(file), "bytes": file.stat().st_size} if file.exists() else {}
+def _scored(file: Path, scorer: Scorer) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    return {"drop": scorer.drop(file), "bytes": file.stat().st_size, **products(file)}
+
+
+def products(file: Path) -> dict[str, int]:
+    """Count the products that stay in floating point, and all products.
+
+    One is in integers where both its inputs come out of DequantizeLinear, or where its operator takes
+    integers.
+    """
+    graph = onnx.load(str(file), load_external_data=False).graph
+    makers = {out: node.op_type for node in graph.node for out in node.output}
+    found = [node for node in graph.node if node.op_type in PRODUCTS]
+    plain = [
+        node
+        for node in found
+        if any(makers.get(name) != "DequantizeLinear" for name in node.input[:2])
+    ]
+    integers = [node for node in graph.node if node.op_type in INTEGER_PRODUCTS]
+    return {"float_products": len(plain), "products": len(found) + len(integers)}
 
 
 def main() -> int:

@@ -4,15 +4,18 @@ There is no tool that decides by itself: its documentation says to look at the e
 `qdq_loss_debug` and to name nodes to exclude.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ort_reader import Reader
 
-# So many of the worst activations' nodes stay in float.
+# So many stay in float: of the worst activations' nodes, and of their products with what follows them.
 WORST = (1, 2, 5, 10, 20)
 _LOOKED_AT = 8
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+ACTIVATIONS = ("Clip", "Relu")
 
 
 def mixed(
@@ -26,17 +29,24 @@ def mixed(
     import onnx
     from with_onnxruntime import prepare
 
-    whole = folder / "onnxruntime-int8.onnx"
+    # What is left here when time is over is nobody's file.
+    whole = Path("onnxruntime-int8.onnx").resolve()
     prepare("minmax")(model, feeds, whole)
     prepared = whole.with_name("prepared.onnx")
     order = worst_first(prepared, whole, feeds[:_LOOKED_AT])
     made = {whole.stem: "all in int8"}
     from onnxruntime import quantization
 
-    for count in WORST:
-        if count > len(order):
-            break
-        output = folder / f"onnxruntime-exclude{count}.onnx"
+    shutil.move(whole, folder / whole.name)
+    groups = layers(prepared, order)
+    excluded = {f"exclude{n}": order[:n] for n in WORST if n <= len(order)}
+    excluded |= {
+        f"layers{n}": [node for each in groups[:n] for node in each]
+        for n in WORST
+        if n <= len(groups)
+    }
+    for name, nodes in excluded.items():
+        output = folder / f"onnxruntime-{name}.onnx"
         quantization.quantize_static(
             str(prepared),
             str(output),
@@ -44,10 +54,9 @@ def mixed(
             calibrate_method=quantization.CalibrationMethod.MinMax,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
-            nodes_to_exclude=order[:count],
+            nodes_to_exclude=nodes,
         )
-        made[output.stem] = f"in float: {', '.join(order[:count])}"
-    prepared.unlink()
+        made[output.stem] = f"in float: {', '.join(nodes)}"
     try:
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -77,3 +86,25 @@ def worst_first(plain: Path, coded: Path, feeds: list[dict[str, Any]]) -> list[s
         (each["xmodel_err"], name) for name, each in errors.items() if "xmodel_err" in each
     )
     return list(dict.fromkeys(makers[name] for _, name in ranked if makers.get(name)))
+
+
+def layers(model: Path, order: list[str]) -> list[list[str]]:
+    """The products among the nodes, each with its activation function, in the same order.
+
+    With a Clip alone excluded, what goes into it is quantized, over its whole range.
+    """
+    import onnx
+
+    nodes = {node.name: node for node in onnx.load(str(model)).graph.node}
+    makers = {out: node.name for node in nodes.values() for out in node.output}
+    followers = {
+        makers[node.input[0]]: node.name
+        for node in nodes.values()
+        if node.op_type in ACTIVATIONS and node.input[0] in makers
+    }
+    found: dict[str, list[str]] = {}
+    for name in order:
+        product = makers.get(nodes[name].input[0]) if nodes[name].op_type in ACTIVATIONS else name
+        if product is not None and nodes[product].op_type in PRODUCTS:
+            found[product] = [product, *([followers[product]] if product in followers else [])]
+    return list(found.values())
