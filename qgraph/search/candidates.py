@@ -43,7 +43,9 @@ class Candidates:
         folder: Where models lie.
         executor: Builds several at a time; None builds one after the other here.
         floats: Names of nodes that must stay in float.
-        only_float: Whether some nodes must be in int8, which no candidate in integers ensures.
+        only_float: Whether some nodes must be in other precisions than the rest, which no candidate but
+            a float one may stand in for.
+        needed: Precisions that are built all the same, because mixes have something from them.
         built: By precision, the graph of a finished model and what the passes did.
         notes: By precision, why there is no such model.
     """
@@ -54,6 +56,7 @@ class Candidates:
     executor: Executor | None = None
     floats: Collection[str] = ()
     only_float: bool = False
+    needed: Collection[str] = ()
     built: dict[str, tuple[Graph, list[Stage]]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     _models: dict[str, Whole] = field(default_factory=dict)
@@ -68,7 +71,8 @@ class Candidates:
 
     def finished(self) -> list[Whole]:
         """Return those that are no drafts."""
-        return [whole for whole in self.all() if not whole.draft]
+        may = (each for each in self.all() if each.is_float or not self.only_float)
+        return [whole for whole in may if not whole.draft]
 
     def finish(self, drafts: Sequence[Whole]) -> None:
         """Put models with solved weights in the place of drafts, or notes that there are none."""
@@ -80,12 +84,11 @@ class Candidates:
     def _precisions(self) -> list[str]:
         target = self.job.target
         found = [p for p in PRECISIONS if p in target.precisions and p not in target.instead]
-        return [p for p in found if not self.only_float or p in ("fp16", "bf16")]
+        floats = ("fp16", "bf16", *self.needed)
+        return [p for p in found if not self.only_float or p in floats]
 
     def _order(self, precision: str, *, draft: bool) -> Order:
-        exclude = self.prepared.context.exclude
-        if precision not in ("fp16", "bf16"):
-            exclude = (*exclude, *map(escape, sorted(self.floats)))
+        exclude = (*self.prepared.context.exclude, *map(escape, sorted(self.floats)))
         return Order(precision, draft, self._options(precision, draft), exclude)
 
     def _build(self, orders: Sequence[Order]) -> None:

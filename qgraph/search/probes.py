@@ -102,26 +102,6 @@ def cast_to_float8(scales: Mapping[str, float]) -> Probe:
     return probe
 
 
-def codes_of(other: Prepared) -> Probe:
-    """Return what lets a unit compute in the codes of another calibration, such as float8."""
-
-    def probe(prepared: Prepared, unit: Unit, part: Graph) -> bool:
-        inputs = [index for name, index in other.plan.reads if name == unit.name]
-        if not inputs:
-            return False
-        own = _node(part, unit.name)
-        _code_weights(other, unit.name, part, own)
-        for index in sorted(inputs):
-            source = own.inputs[index]
-            assert source is not None
-            pair = _pair(part, source, other.encodings[source.name or ""], own)
-            part.set_input(own, index, pair)
-        part.drop_unread_initializers()
-        return True
-
-    return probe
-
-
 def _node(part: Graph, name: str) -> Node:
     return next(node for node in part.nodes() if node.name == name)
 

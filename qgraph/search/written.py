@@ -99,7 +99,7 @@ class _Writer:
         chosen = self._names(lambda way: way.unit == FLOAT8)
         if not chosen:
             return
-        others = (name for name in self.offered.float8 if name not in chosen)
+        others = (name for name in self.ways if name not in chosen)
         fixed = {"leave": tuple(map(escape, others)), "costs": False, "head": True}
         only = {"convolutions": False, "only": tuple(chosen)}
         self._run(("linear_to_matmul", "fp8", "drop_dead"), linear_to_matmul=only, fp8=fixed)

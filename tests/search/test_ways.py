@@ -165,6 +165,19 @@ def test_a_search_leaves_it_in_float32_of_its_own(network, rows, tmp_path):
 
 
 @no_gpu
+def test_a_product_in_float8_among_float16(network, rows, tmp_path):
+    assign = ["g0=fp8", "g1=fp16", "g2=fp32", "g3=fp16", "y=fp32", "low=fp32"]
+    artifact, units = search(
+        network, rows, tmp_path, assign=assign, max_drop="100%", optimize="size"
+    )
+    assert units["g0"]["precision"] == "fp8+fp16" and artifact.manifest.precision == "fp8"
+    operators = {node.name: node.op_type for node in onnx.load(artifact.model_path).graph.node}
+    assert [operators[f"g{i}"] for i in range(4)] == ["GemmFloat8", *["MatMul"] * 3]
+    # 4 binary digits, in both operands.
+    assert 1e-4 < losses(units["g0"])["fp8+fp16"] < 0.1
+
+
+@no_gpu
 def test_it_is_said_where_there_is_nothing_to_choose(searched, tmp_path, invoke):
     """Kernels this small take their start in any precision."""
     np.savez(tmp_path / "d.npz", **searched)
