@@ -15,6 +15,7 @@ from benchmarks.peers import environments, scoring, table
 from benchmarks.peers.__main__ import RUN, chosen, samples
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.recipes import run
+from benchmarks.peers.recipes.mixed_neural_compressor import ended
 from benchmarks.peers.table import Row
 from qgraph.data.inputs import Sample
 from qgraph.metrics import metric
@@ -177,3 +178,11 @@ def test_sqnr_is_of_the_last_output_of_every_side() -> None:
     got = [{**exact[0], "a.states": np.zeros(2), "b.embedding": np.array([1.1, 1.0])}]
     sides = ("a.", "b.")
     assert accuracy.sqnr(exact, got, sides) == pytest.approx(10 * np.log10(4 / 0.01))
+
+
+def test_a_trial_that_was_good_enough_is_said_although_the_tool_returned_none() -> None:
+    found = ended([0.0265, 0.0015, 0.034], 0.003)
+    assert found == "trial 2 of 3 within 0.003; the tool lost it when time was over"
+    assert ended([0.003], 0.003).startswith("trial 1 of 1 within")
+    assert ended([0.0265, 0.0143], 0.003).startswith("no trial of 2 within 0.003")
+    assert ended([], 0.003).startswith("no trial of 0")

@@ -58,8 +58,20 @@ def mixed(
         str(model), config, calib_dataloader=_Loader(feeds), eval_func=evaluate
     )
     if found is None:
-        note = f"no trial of {len(tried) - 1} within {drop:g}; that which came closest"
-        return {best.stem: note}
+        return {best.stem: ended(tried[1:], drop)}
     best.unlink(missing_ok=True)
     found.save(str(folder / "neural-compressor.onnx"))
     return {"neural-compressor": f"tuned in {len(tried) - 1} trials"}
+
+
+def ended(drops: list[float], drop: float) -> str:
+    """What to say where the tool returns nothing.
+
+    Interrupted by its time limit, it has let go of the best model, and returns nothing, although a
+    trial was good enough.
+    """
+    least = min(drops, default=float("inf"))
+    if least <= drop:
+        which = drops.index(least) + 1
+        return f"trial {which} of {len(drops)} within {drop:g}; the tool lost it when time was over"
+    return f"no trial of {len(drops)} within {drop:g}; that which came closest"
