@@ -1,5 +1,7 @@
 """Whole models that a search builds, in this process or by tasks, and whether they are the same."""
 
+from dataclasses import replace
+
 from planted import CNN
 
 from qgraph import onnx_io
@@ -8,6 +10,7 @@ from qgraph.job import resolve
 from qgraph.preparation import job_context
 from qgraph.search.candidates import Candidates
 from qgraph.search.prepared import prepare
+from qgraph.tasks import Task
 
 VIT = CNN.with_name("digits_vit.onnx")
 
@@ -53,6 +56,21 @@ def same(one, other):
     for value in one.initializers:
         mine, his = value.const_value, theirs[value.name].const_value
         assert mine.dtype == his.dtype and mine.tobytes() == his.tobytes(), value.name
+
+
+def mortal_task(marker):
+    """A kind of task whose worker dies over the float16 model, the first time; `marker` then exists."""
+
+    class Mortal(Task):
+        @classmethod
+        def of(cls, key, function, /, **arguments):
+            found = Task.of(key, function, **arguments)
+            if key != "building fp16":
+                return found
+            more = {**arguments, "marker": marker}
+            return replace(found, function="taskwork:build_or_die", arguments=more)
+
+    return Mortal
 
 
 def assert_all_same(alone, shared):

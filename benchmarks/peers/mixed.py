@@ -10,6 +10,7 @@ files, and notes.json what the tools did, how long that took, and the drop on th
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -65,11 +66,11 @@ class Scorer:
         self.exact = work.metric.score(self._contributions(work.model))
 
     def drop(self, file: Path) -> float:
-        """Return the drop; a file that does not run is as bad as can be."""
+        """Return the drop; infinite for a file that does not run."""
         try:
             found = self.work.metric.score(self._contributions(file))
         except QGraphError:
-            return 1e9
+            return math.inf
         sign = 1 if self.work.metric.better == "higher" else -1
         return float(sign * (self.exact - found))
 
@@ -115,7 +116,7 @@ def run_tool(
         return {
             **found,
             "fails": ended,
-            "left": sorted(f.name for f in folder.glob(f"{peer.name}*.onnx")),
+            "left": sorted(f.name for f in folder.glob(f"{peer.name.replace('_', '-')}*.onnx")),
         }
     found["made"] = {
         name: {"note": note, **_scored(folder / f"{name}.onnx", scorer)}
@@ -127,7 +128,9 @@ def run_tool(
 def _scored(file: Path, scorer: Scorer) -> dict[str, Any]:
     if not file.exists():
         return {}
-    return {"drop": scorer.drop(file), "bytes": file.stat().st_size, **products(file)}
+    drop = scorer.drop(file)
+    found = {"drop": drop} if math.isfinite(drop) else {"fails": "does not run"}
+    return {**found, "bytes": file.stat().st_size, **products(file)}
 
 
 def products(file: Path) -> dict[str, int]:

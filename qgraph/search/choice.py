@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.errors import EngineError
+from qgraph.search.ways import FLOAT
 
 # Of several assignments that cost the same the faster one is taken, then the one that loses least.
 _TIE = 1e-5
-PLAIN = "fp32"
 
 Part = Literal["reads", "writes", "rest"]
 
@@ -45,9 +45,9 @@ class Option:
     time: float = 0.0
     bytes: float = 0.0
     working: float = 0.0
-    reads: str = PLAIN
-    writes: str = PLAIN
-    rest: str = PLAIN
+    reads: str = FLOAT
+    writes: str = FLOAT
+    rest: str = FLOAT
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class End:
 
     def format(self, taken: Sequence[Option]) -> str:
         """Return the format here, where the units take these options."""
-        return PLAIN if self.unit is None else str(getattr(taken[self.unit], self.part))
+        return FLOAT if self.unit is None else str(getattr(taken[self.unit], self.part))
 
 
 Formats = tuple[str, str]
@@ -299,7 +299,7 @@ class _Model:
 
     def _formats(self, end: End) -> set[str]:
         if end.unit is None:
-            return {PLAIN}
+            return {FLOAT}
         return {str(getattr(option, end.part)) for option in self.problem.units[end.unit]}
 
     def _conversions(self) -> None:
@@ -316,7 +316,7 @@ class _Model:
         """Whether an end has a format: a row over the options, and what is certain."""
         row = np.zeros(self.size)
         if end.unit is None:
-            return row, int(form == PLAIN)
+            return row, int(form == FLOAT)
         options = self.problem.units[end.unit]
         row[self.first[end.unit] : self.first[end.unit + 1]] = [
             getattr(option, end.part) == form for option in options

@@ -4,6 +4,7 @@ Engines without half kernels, such as onnxruntime's CPU provider, compute such a
 and drop the casts between neighbours: what the target rounds away would go unseen.
 """
 
+import numpy as np
 import onnx_ir as ir
 
 from qgraph.graph import Graph, Node, Value
@@ -64,7 +65,7 @@ def _round(graph: Graph, value: Value, node: Node, dtype: ir.DataType) -> None:
     uses = [(use.node, use.idx) for use in value.uses()]
     name = f"{value.name}_rounded"
     if dtype == ir.DataType.BFLOAT16:
-        factor = graph.constant("split", ir.tensor(_SPLIT, dtype=ir.DataType.FLOAT).numpy())
+        factor = graph.constant("split", np.array(_SPLIT, np.float32))
         large = graph.insert("Mul", [value, factor], after=node, like=value, name=f"{name}_0")
         low = graph.insert(
             "Sub", [large.outputs[0], value], after=large, like=value, name=f"{name}_1"

@@ -91,47 +91,23 @@ def _search(space: Mixes, assign: Sequence[str]) -> Found:
     every = find_units(space.prepared.graph, space.job.target, floats=True)
     forced = read_forced(assign, every)
     _bind(space, forced)
-    integer_graph = space.prepared.graph
-    with space.timing("building whole models"):
-        models = [space.floating, *space.candidates.all()]
-        if space.units:
-            integer_graph, _ = space.prepared.mixed(())
-            onnx_io.save(integer_graph, space.folder / "int8.onnx")
-            models.append(
-                Whole(
-                    CODES,
-                    CODES,
-                    space.folder / "int8.onnx",
-                    ways=tuple((unit.name, CODES) for unit in space.units),
-                    what="all of it that can be in integers",
-                )
-            )
+    models, integer_graph = _whole_models(space)
     with space.timing("timing whole models"):
         found.first = first = space.times.whole(models, space.sample)
     space.take(_offered(space, first, forced))
     ways = allowed(space.units, [space.offered.ways(unit) for unit in space.units], forced)
-    ours, floating = first.of(CODES) or first.of(space.offered.half), first.of(FLOAT)
-    if not any(len(each) > 1 or each[0] != PLAIN for each in ways):
+    if all(each == [PLAIN] for each in ways):
         return found
     with space.timing("measuring sensitivity"):
         seen, found.sensitivity = _sensitivity(space)
+    ours, floating = first.of(CODES) or first.of(space.offered.half), first.of(FLOAT)
     if ours is None or floating is None:
         return found
+    job, graph, half = space.job, space.prepared.graph, space.offered.half
+    parts = UnitParts(job, graph, integer_graph, space.units, seen, half)
+    told = space.progress("timing units")
     with space.timing("timing units"):
-        found.costs = space.times.units(
-            UnitParts(
-                space.job,
-                space.prepared.graph,
-                integer_graph,
-                space.units,
-                seen,
-                space.offered.half,
-            ),
-            ways,
-            ours.engine,
-            store=space.store,
-            progress=space.progress("timing units"),
-        )
+        found.costs = space.times.units(parts, ways, ours.engine, store=space.store, progress=told)
     found.costs_engine = ours.engine
     facts = Facts(
         space.units,
@@ -150,6 +126,20 @@ def _search(space: Mixes, assign: Sequence[str]) -> Found:
             found.problem, space.goal, lambda choice: space.verdict(space.mix(choice), ours.engine)
         )
     return found
+
+
+def _whole_models(space: Mixes) -> tuple[list[Whole], Graph]:
+    """Build the float model, all candidates and the model all in integers; return its graph too."""
+    with space.timing("building whole models"):
+        models = [space.floating, *space.candidates.all()]
+        if not space.units:
+            return models, space.prepared.graph
+        graph, _ = space.prepared.mixed(())
+        path = space.folder / "int8.onnx"
+        onnx_io.save(graph, path)
+    ways = tuple((unit.name, CODES) for unit in space.units)
+    what = "all of it that can be in integers"
+    return [*models, Whole(CODES, CODES, path, ways=ways, what=what)], graph
 
 
 def _offered(space: Mixes, first: Round, forced: Forced) -> Offered:

@@ -115,11 +115,6 @@ class Mixes(Workspace):
         )
 
 
-def is_plain_or_codes(ways: Ways) -> bool:
-    """Whether a mix has nothing but floats and integers."""
-    return {each for _, each in ways} <= {FLOAT, CODES}
-
-
 def _as_written(plan: Plan, name: str, wanted: str) -> str:
     """The way that a unit really has: the plan may leave in float what is alone among floats."""
     found = way(wanted)

@@ -18,6 +18,7 @@ from qgraph.search import probes
 from qgraph.search.goal import Goal
 from qgraph.search.prepared import Prepared, clone
 from qgraph.search.probes import Kind, Probe
+from qgraph.search.proof import NO_GAIN
 from qgraph.search.unit_parts import DTYPES
 from qgraph.search.units import Unit
 from qgraph.search.ways import CODES, FLOAT8, HALVES, PLAIN, WEIGHTS, Way, weight_way
@@ -27,8 +28,6 @@ from qgraph.target import ANYTHING, Target, WeightOnlyRules
 
 # Fewer bits lose too much next to activations in integers: a search of weights alone has them.
 _FEWEST = 4
-# A whole model must win so much that parts of it may.
-_GAIN = 0.99
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +106,8 @@ def offer(
         if base is None or timed is None:
             return False
         if goal.optimize == "latency":
-            return timed.relative < _GAIN * base.relative
-        return timed.bytes < _GAIN * base.bytes
+            return timed.relative < NO_GAIN * base.relative
+        return timed.bytes < NO_GAIN * base.bytes
 
     half = next(
         (

@@ -23,12 +23,10 @@ from qgraph.pipeline import Pass, Pipeline
 from qgraph.search.observed import Seen
 from qgraph.search.prepared import clone
 from qgraph.search.units import Unit
-from qgraph.search.ways import CODES, FLOAT, FLOAT8, HALVES, Way
+from qgraph.search.ways import CODES, FLOAT, HALVES, Way
 from qgraph.subgraph import read_by, subgraph
 
 DTYPES = {"fp16": HALF["float16"], "bf16": HALF["bfloat16"]}
-# Rounds weights at once: times don't depend on their values.
-_ROUNDED = {"method": "rtn", "scaling": False, "clip": "none", "skip_worse": 0, "batch": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,39 +99,44 @@ class UnitParts:
 
     def _written(self, part: Part, kind: str) -> Part | None:
         """The unit by the passes that write it into a whole model."""
-        options = {name: dict(values) for name, values in self.job.recipe.passes.items()}
-        target = self.job.target
-        data = None
-        if kind == FLOAT8:
-            options["fp8"] = options.get("fp8", {}) | {
-                "head": True,
-                "costs": False,
-                "min_elements": 1,
-            }
-            data = open_data([part.feeds], part.graph.signature())
-            names: tuple[str, ...] = ("linear_to_matmul", "fp8", "drop_dead")
+        job, weight = self.job, Way(kind).weight
+        options = {name: dict(values) for name, values in job.recipe.passes.items()}
+        if weight is None:
+            deciding, data = "fp8", open_data([part.feeds], part.graph.signature())
+            own: dict[str, Any] = {"head": True, "costs": False, "min_elements": 1}
         else:
-            bits, group = Way(kind).weight or (8, 0)
-            wanted = {"layers": (f"*={bits}:{group}",), "head": True, "embeddings": False}
-            options["weight_only"] = (
-                options.get("weight_only", {}) | _ROUNDED | wanted | {"min_elements": 1}
-            )
-            names = ("linear_to_matmul", "weight_only", "drop_dead")
+            deciding, data, own = "weight_only", None, rounded_weights(*weight)
+        options[deciding] = options.get(deciding, {}) | own
         graph = clone(part.graph)
-        context = Context(target=target, recipe=self.job.recipe, data=data)
-        deciding = names[1]
+        context = Context(target=job.target, recipe=job.recipe, data=data)
+        passes = flow.build(("linear_to_matmul", deciding, "drop_dead"), options)
         try:
-            stages = Pipeline(flow.build(names, options)).run(graph, context)
+            stages = Pipeline(passes).run(graph, context)
             if not any(s.report.changed for s in stages if s.name == deciding):
                 return None
             found = Part(graph, part.feeds, "")
             if self.half:
                 found = in_half(found, self.half) or found
-            kernels: list[Pass] = flow.kernel_passes(kind, options, target)
+            kernels: list[Pass] = flow.kernel_passes(kind, options, job.target)
             Pipeline(kernels, given=found.graph.facts.present()).run(found.graph, context)
         except QGraphError:
             return None
         return keyed(found)
+
+
+def rounded_weights(bits: int, group: int) -> dict[str, Any]:
+    """Return options of `weight_only` that round all layers at once: times don't depend on values."""
+    return {
+        "layers": (f"*={bits}:{group}",),
+        "method": "rtn",
+        "scaling": False,
+        "clip": "none",
+        "head": True,
+        "embeddings": False,
+        "min_elements": 1,
+        "skip_worse": 0,
+        "batch": None,
+    }
 
 
 def in_half(part: Part, kind: str) -> Part | None:

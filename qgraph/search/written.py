@@ -16,8 +16,6 @@ from qgraph.search.prepared import Prepared, clone
 from qgraph.search.units import Unit
 from qgraph.search.ways import CODES, FLOAT, FLOAT8, Way
 
-_HALF = {"fp16": "float16", "bf16": "bfloat16"}
-
 
 @dataclass(frozen=True, eq=False)
 class Written:
@@ -112,7 +110,8 @@ class _Writer:
         floats = [n for n in self.graph.nodes() if self._rest(n, rests) != kind]
         exclude = (*self.prepared.context.exclude, *(escape(n.name or "") for n in floats))
         lowering = flow.lowering_passes(kind, self.options, self.job.target)
-        half = flow.build(("half",), {"half": {"dtype": _HALF[kind], "trusted": True}})
+        own = self.options.get("half", {}) | flow.IMPLIED[kind]["half"] | {"trusted": True}
+        half = flow.build(("half",), {"half": own})
         self._apply([*lowering, *half], exclude)
 
     def finished(self) -> Written:

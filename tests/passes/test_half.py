@@ -204,6 +204,33 @@ def test_activations_that_overflow_on_the_data_stay_in_float32():
         assert_close(run_reference(proto, feeds), run_reference(out, feeds), rtol=RTOL)
 
 
+def test_ranges_that_are_trusted_are_not_looked_at_again():
+    text = "g (float[N,4] x) => (float[N,4] y) { a = Mul(x, x)  b = Mul(a, k)  y = Sqrt(b) }"
+    data = [{"x": np.full((1, 4), 1000.0, np.float32)}]  # a = 10^6
+    proto = model(text, {"k": np.float32(1e6)})
+    out, reports, _ = apply(Half(trusted=True), proto, Context(data=data))
+    # Constants are: that is what no earlier look can have missed.
+    assert set(reasons(reports)) == {"b_Mul"} and types(out)["a"] == F16
+    assert not reports[-1].warnings
+
+
+def test_codes_are_in_half_where_the_targets_kernels_take_it():
+    """TensorRT's Q/DQ takes and gives float16; that of onnxruntime's CPU kernels stays float32."""
+    text = """g (float[N,4] x) => (float[N,4] y) {
+        h = Tanh(x)
+        q = QuantizeLinear(h, s, z)
+        d = DequantizeLinear(q, s, z)
+        a = MatMul(d, w)
+        y = Tanh(a)
+    }"""
+    codes = {"s": np.float32(0.1), "z": np.int8(0), "w": rand(4, 4)}
+    for name, kind in (("tensorrt", F16), ("cpu", 1)):
+        context = Context(target=target(name), data=[{"x": rand(2, 4)}])
+        out, _, _ = apply(Half(), model(text, codes), context)
+        assert types(out)["h"] == types(out)["d"] == types(out)["a"] == kind
+        assert len(casts(out)) == 2
+
+
 def test_headroom_decides_borderline_activations():
     text = "g (float[N,4] x) => (float[N,4] y) { a = Mul(x, x)  y = Sqrt(a) }"
     data = [{"x": np.full((1, 4), 200.0, np.float32)}]  # a = 40000

@@ -46,6 +46,16 @@ def test_gemm(proto, nodes):
     assert initializers(out)[out.graph.node[0].input[1]].shape == (5, 3)
 
 
+def test_only_the_layers_that_are_named_are_rewritten():
+    proto = model(
+        "g (float[M, 5] x) => (float[M, 3] y, float[M, 3] z) "
+        "{ [one] y = Gemm (x, w)\n [two] z = Gemm (x, w) }",
+        {"w": W},
+    )
+    out = check_fires(LinearToMatMul(only=("two",)), proto, changed=1)
+    assert {node.name: node.op_type for node in out.graph.node} == {"one": "Gemm", "two": "MatMul"}
+
+
 def test_a_plain_weight_is_not_copied():
     out = check_fires(LinearToMatMul(), gemm())
     assert out.graph.node[0].input[1] == "w"

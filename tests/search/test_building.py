@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builtmodels import assert_all_same, made, prepared_vit
+from builtmodels import assert_all_same, made, mortal_task, prepared_vit
 
 from qgraph.job import resolve
-from qgraph.tasks import Task, open_executor
+from qgraph.tasks import open_executor
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +25,7 @@ def test_workers_build_what_one_process_builds(prepared, tmp_path):
 
 def test_a_worker_that_dies_changes_nothing(prepared, tmp_path, monkeypatch):
     marker = str(tmp_path / "died")
-
-    class Mortal(Task):
-        @classmethod
-        def of(cls, key, function, /, **arguments):
-            found = Task.of(key, function, **arguments)
-            if key != "building fp16":
-                return found
-            more = {**arguments, "marker": marker}
-            return replace(found, function="taskwork:build_or_die", arguments=more)
-
-    monkeypatch.setattr("qgraph.search.candidates.Task", Mortal)
+    monkeypatch.setattr("qgraph.search.candidates.Task", mortal_task(marker))
     with open_executor(2) as executor:
         found, _ = made(prepared, tmp_path / "tasks", executor)
     assert Path(marker).exists() and "fp16" in found

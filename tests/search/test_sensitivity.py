@@ -141,3 +141,36 @@ def test_memory_is_known_beforehand(cut):
     kept = {name for segment in segments.parts for name in (*segment.reads, *segment.keeps)}
     largest = max(seen[name].nbytes for name in kept)
     assert sweep_bytes(segments, seen) >= largest
+
+
+def test_with_floats_as_units_every_node_is_in_one_segment(cut):
+    prepared, _, _, _, target = cut
+    units = find_units(prepared.graph, target, floats=True)
+    nodes = [node for unit in units for node in (*unit.nodes, *unit.tail)]
+    assert len(nodes) == len(set(nodes))
+    assert set(nodes) == {n for n in prepared.graph.nodes() if n.op_type != "Constant"}
+    ends = links(prepared.graph, units, target, floats=True)
+    assert len({link.value for link in ends}) == len(ends)
+    # What crosses from one segment to another is among them, up to what only hands values on.
+    owner = {node: unit.index for unit in units for node in (*unit.nodes, *unit.tail)}
+    known = {link.value for link in ends}
+    for node in nodes:
+        rule = target.rule(node.op_type)
+        if rule is not None and rule.output == "same":
+            continue
+        for out in node.outputs:
+            outside = any(owner[use.node] != owner[node] for use in out.uses() if use.node in owner)
+            floats = out.dtype is not None and out.dtype.name == "FLOAT"
+            assert out in known or not (outside and floats) or _handed_on(out, target, owner)
+
+
+def _handed_on(value, target, owner):
+    """Whether all readers in other segments only hand the value on to its own segment."""
+    home = owner[value.producer()]
+    for use in value.uses():
+        if owner[use.node] == home:
+            continue
+        rule = target.rule(use.node.op_type)
+        if rule is None or rule.output != "same":
+            return False
+    return True

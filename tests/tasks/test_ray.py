@@ -2,13 +2,12 @@
 
 import os
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import taskwork
-from builtmodels import assert_all_same, made, prepared_vit
+from builtmodels import assert_all_same, made, mortal_task, prepared_vit
 
 from qgraph import flow, onnx_io
 from qgraph.context import Context
@@ -157,17 +156,7 @@ def test_a_cluster_builds_what_one_process_builds_though_a_worker_dies(
     prepared = prepared_vit(load())
     alone, notes = made(prepared, tmp_path / "alone", None)
     marker = str(tmp_path / "died")
-
-    class Mortal(Task):
-        @classmethod
-        def of(cls, key, function, /, **arguments):
-            found = Task.of(key, function, **arguments)
-            if key != "building fp16":
-                return found
-            more = {**arguments, "marker": marker}
-            return replace(found, function="taskwork:build_or_die", arguments=more)
-
-    monkeypatch.setattr("qgraph.search.candidates.Task", Mortal)
+    monkeypatch.setattr("qgraph.search.candidates.Task", mortal_task(marker))
     shared, other_notes = made(prepared, tmp_path / "cluster", cluster)
     assert Path(marker).exists() and notes == other_notes
     assert_all_same(alone, shared)

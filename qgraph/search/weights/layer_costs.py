@@ -15,7 +15,7 @@ from qgraph.pipeline import Pipeline
 from qgraph.search.costs import Clock, Engine
 from qgraph.search.observed import Seen
 from qgraph.search.prepared import clone
-from qgraph.search.unit_parts import Part, keyed, make_part
+from qgraph.search.unit_parts import Part, keyed, make_part, rounded_weights
 from qgraph.search.weights.kinds import FLOAT, Kind
 from qgraph.search.weights.space import WeightSpace
 
@@ -97,19 +97,10 @@ def _plain(graph: Graph, layer: Layer, seen: Mapping[str, Seen]) -> Part:
 def _written(space: WeightSpace, part: Part, kind: Kind) -> Part | None:
     """The layer with its weight in codes, rounded to nearest; None where no form takes it."""
     job = space.job
-    fixed = {
-        "layers": (f"*={kind.bits}:{kind.group}",),
-        "method": "rtn",
-        "scaling": False,
-        "clip": "none",
-        "head": True,
-        "embeddings": False,
-        "min_elements": 1,
-        "skip_worse": 0,
-        "batch": None,
-    }
+    assert kind.bits is not None
+    own = rounded_weights(kind.bits, kind.group)
     options = {name: dict(values) for name, values in job.recipe.passes.items()}
-    options["weight_only"] = options.get("weight_only", {}) | fixed
+    options["weight_only"] = options.get("weight_only", {}) | own
     graph, context = clone(part.graph), space.context_without_data
     try:
         passes = flow.quantizing_passes(job.precision, options, job.target)
