@@ -15,7 +15,8 @@ def square(x):
 
 def last_first(x, marker):
     """Wait, if x is 0, until another task has ended; leave a trace of having been run."""
-    while x == 0 and not Path(marker).exists():
+    # Opening makes the file, closing writes into it: another process may come in between.
+    while x == 0 and not (Path(marker).exists() and Path(marker).stat().st_size):
         time.sleep(0.01)
     with open(marker, "a") as file:
         file.write(f"{x}\n")
