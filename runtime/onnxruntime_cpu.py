@@ -45,17 +45,18 @@ class OnnxRuntimeCpu:
                 where=self.name,
                 fix="use 'f32', or the backend 'openvino'",
             )
+        if not overflows():
+            return self._open(model, chosen)
         try:
             return self._open(model, chosen, EXACT_PRODUCTS)
         except EngineError:
             # Where weights are shared, onnxruntime's rewrite to exact products fails: then in float.
-            if not overflows():
-                raise
             return self._open(model, chosen, _FLOATS)
 
-    def _open(self, model: Path | bytes, options: EngineOptions, entry: str) -> OrtSession:
+    def _open(self, model: Path | bytes, options: EngineOptions, entry: str = "") -> OrtSession:
         ort_options = session_options(options.threads)
-        ort_options.add_session_config_entry(entry, "1")
+        if entry:
+            ort_options.add_session_config_entry(entry, "1")
         return OrtSession(
             model,
             ort_options,

@@ -24,7 +24,9 @@ THREADS = {threads}  # 0: one for each core
 def open_model():
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
-    options.add_session_config_entry("session.x64quantprecision", "1")  # else AVX2 overflows
+    cpu = Path("/proc/cpuinfo")
+    if not (cpu.exists() and "vnni" in cpu.read_text()):  # AVX2 overflows; VNNI would only be slower
+        options.add_session_config_entry("session.x64quantprecision", "1")
     usable = [each for each in PROVIDERS if each[0] in ort.get_available_providers()]
     if usable[0] != PROVIDERS[0]:
         print("this onnxruntime has no", PROVIDERS[0][0], file=sys.stderr)
