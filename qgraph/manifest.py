@@ -101,7 +101,10 @@ class Promise(_Part):
     samples: int
     """Rows that no step of the search has seen."""
     judged_by: Literal["drop", "upper bound"]
-    """With few samples the upper end of the interval must not be above what is allowed."""
+    """With few samples what the drop stays below must not be above what is allowed."""
+    bound: float | None = None
+    """What was held to that: the drop, or with few samples what it stays below, by the margins of the
+    answers where the metric has them, else by the interval."""
     looks: int = 1
     """Models that were tried on these samples, this one included."""
     engine: str = ""

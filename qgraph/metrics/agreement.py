@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from qgraph.errors import DataError
+from qgraph.metrics.margins import margins
 from qgraph.metrics.metric import Arrays, Contributions, Metric
 
 
@@ -15,13 +16,15 @@ class Agreement(Metric):
 
     name: str = "agreement"
     versus_original: ClassVar[bool] = True
+    margins: ClassVar[bool] = True
 
     def contributions(self, outputs: Arrays, labels: Arrays) -> Contributions:
-        """Return [same class, 1] for each row."""
+        """Return [same class, 1, margin of the original's class] for each row."""
         ours, theirs = (self.pick_output(side, 2, "[rows, classes]") for side in (outputs, labels))
         if ours.shape != theirs.shape:
             raise DataError(
                 f"outputs of shape {ours.shape} don't fit the original's {theirs.shape}"
             )
-        same = ours.argmax(axis=1) == theirs.argmax(axis=1)
-        return np.stack([same, np.ones(len(same))], axis=1)
+        classes = theirs.argmax(axis=1)
+        same = ours.argmax(axis=1) == classes
+        return np.stack([same, np.ones(len(same)), margins(ours, classes)], axis=1)

@@ -33,6 +33,7 @@ class Metric:
         sides: Prefixes under which the model's inputs stand in the data, one run of the model for
             each; its outputs then have the same prefixes.
         versus_original: Whether it reads the original's outputs in place of labels.
+        margins: Whether a third column of its contributions has margins (`qgraph.metrics.margins`).
         output: Output that it reads; None where only one can be meant.
         label: Label that it reads; None for one under a usual name.
     """
@@ -41,6 +42,7 @@ class Metric:
     better: Literal["higher", "lower"] = "higher"
     sides: ClassVar[tuple[str, ...]] = ("",)
     versus_original: ClassVar[bool] = False
+    margins: ClassVar[bool] = False
 
     output: str | None = None
     label: str | None = None
@@ -58,7 +60,7 @@ class Metric:
                 `versus_original`, the original's outputs.
 
         Returns:
-            float64 [rows, k]: for the base's `score`, amounts and weights (k = 2).
+            float64 [rows, k]: for the base's `score`, amounts and weights first.
 
         Raises:
             UsageError: It can't be told which output or label is meant.
@@ -67,7 +69,7 @@ class Metric:
         raise NotImplementedError
 
     def score(self, contributions: Contributions) -> float:
-        """Return the score: here the sum of amounts by the sum of weights.
+        """Return the score: here the sum of amounts, column 0, by the sum of weights, column 1.
 
         Args:
             contributions: float64 [n, k], of any samples in any number.
@@ -75,7 +77,7 @@ class Metric:
         Returns:
             NaN where these samples have no score.
         """
-        amount, weight = contributions.sum(axis=0)
+        amount, weight = contributions[:, :2].sum(axis=0)
         return float(amount / weight) if weight else float("nan")
 
     def pick_output(self, outputs: Arrays, axes: int, layout: str, side: str = "") -> Array:

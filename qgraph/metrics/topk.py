@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.errors import DataError
+from qgraph.metrics.margins import margins
 from qgraph.metrics.metric import Arrays, Contributions, Metric, class_numbers
 
 LABELS = ("label", "labels", "y", "target", "class")
@@ -17,14 +18,16 @@ class Top1(Metric):
     """Part of the rows whose class has the highest score; of equal scores the first one counts."""
 
     name: str = "top1"
+    margins: ClassVar[bool] = True
     best: ClassVar[int] = 1
 
     def contributions(self, outputs: Arrays, labels: Arrays) -> Contributions:
-        """Return [hit, 1] for each row."""
+        """Return [hit, 1, margin] for each row."""
         scores = self.pick_output(outputs, 2, "[rows, classes]")
         classes = class_numbers(self.pick_label(labels, LABELS), len(scores))
         hits = ranks(scores, classes) < self.best
-        return np.stack([hits, np.ones(len(hits))], axis=1)
+        ahead = margins(scores, classes, self.best)
+        return np.stack([hits, np.ones(len(hits)), ahead], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from qgraph.data import DataSet
 from qgraph.errors import ModelError
 from qgraph.evaluation import FEW_SAMPLES
 from qgraph.metrics.comparison import compare
+from qgraph.metrics.margins import likely_interval
 from qgraph.metrics.metric import Contributions, Metric
 from qgraph.metrics.scoring import score_data
 from qgraph.runtime.backend import Session
@@ -32,6 +33,8 @@ class Verdict:
         high: Upper end.
         samples: Rows that were scored.
         few: Whether one sample decides too much for the drop that is allowed.
+        upper: With few samples, what the drop stays below by how near answers are to being others;
+            None where that is not known, and `high` counts.
     """
 
     score: float
@@ -41,11 +44,14 @@ class Verdict:
     high: float
     samples: int
     few: bool = False
+    upper: float | None = None
 
     @property
     def bound(self) -> float:
-        """What counts: the drop, or with too few samples the upper end of its interval."""
-        return max(self.drop, self.high) if self.few else self.drop
+        """What counts: the drop, or with too few samples what it stays below."""
+        if not self.few:
+            return self.drop
+        return max(self.drop, self.high if self.upper is None else self.upper)
 
     def holds(self, max_drop: float | None) -> bool:
         """Whether no more is lost than is allowed."""
@@ -115,7 +121,8 @@ def judged(
     if metric.better == "higher":
         drop, ends = -drop, (-high, -low)
     few = max_drop is not None and are_few(metric, ours, max_drop)
-    return Verdict(found.ours.value, found.theirs.value, drop, *ends, len(ours), few)
+    upper = likely_interval(theirs[:, 2], ours[:, 2])[1] if few and metric.margins else None
+    return Verdict(found.ours.value, found.theirs.value, drop, *ends, len(ours), few, upper)
 
 
 def are_few(metric: Metric, rows: Contributions, max_drop: float) -> bool:

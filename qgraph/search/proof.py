@@ -176,8 +176,8 @@ def _promise(
     broken = broken_bounds(goal, timed, verdict)
     if verdict.few:
         line = (
-            f"{verdict.samples} samples can't tell a drop of {goal.max_drop:g}: the upper end of "
-            "the interval was taken for the drop; give more labelled samples"
+            f"{verdict.samples} samples can't tell a drop of {goal.max_drop:g}: what it stays below, "
+            f"{verdict.bound:.4g}, was taken for the drop; give more labelled samples"
         )
         notes = [*notes, line]
     if last.estimated:
@@ -199,6 +199,7 @@ def _promise(
         interval=(verdict.low, verdict.high),
         samples=verdict.samples,
         judged_by="upper bound" if verdict.few else "drop",
+        bound=verdict.bound,
         looks=looks,
         engine=str(timed.engine),
         p50_ms=timed.p50_ms,

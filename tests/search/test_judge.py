@@ -21,9 +21,10 @@ from qgraph.search.whole import Round, Timed, Whole
 TOP1, CER = metric("top1"), metric("cer")
 
 
-def right(count, wrong):
-    rows = np.ones((count, 2))
-    rows[list(wrong), 0] = 0
+def right(count, wrong, margin=1.0):
+    rows = np.ones((count, 3))
+    rows[:, 2] = margin
+    rows[list(wrong)] *= [0, 1, -1]
     return rows
 
 
@@ -40,11 +41,29 @@ def test_few_samples_are_judged_by_the_upper_bound():
     # One lost, one won: no drop was seen, but 100 samples can't show that there is none.
     ours, theirs = right(100, [3]), right(100, [7])
     found = judged(TOP1, ours, theirs, 0.005)
-    assert found.drop == 0 and found.few and found.high > 0.005 and not found.holds(0.005)
-    assert found.bound == found.high
+    assert found.drop == 0 and found.few and found.upper > 0.005 and not found.holds(0.005)
+    assert found.bound == found.upper
     # Of many samples the same share counts as seen.
     found = judged(TOP1, right(4000, range(40)), right(4000, range(40, 80)), 0.005)
     assert found.drop == 0 and not found.few and found.holds(0.005)
+
+
+def test_of_scores_without_margins_the_end_of_the_interval_counts():
+    edits = np.stack([np.zeros(100), np.full(100, 10.0)], axis=1)
+    more = edits.copy()
+    more[3, 0], edits[7, 0] = 1, 1
+    found = judged(CER, more, edits, 0.001)
+    assert found.drop == 0 and found.few and found.bound == found.high > 0.001
+
+
+def test_answers_that_nearly_turned_count_though_none_did():
+    near, theirs = right(200, []), right(200, [])
+    # One in ten moved by half; one in twenty is that near to being wrong, and none is both.
+    near[::10, 2] -= 0.5
+    near[1::20, 2], theirs[1::20, 2] = 0.4, 0.4
+    found = judged(TOP1, near, theirs, 0.001)
+    assert found.drop == 0 and found.high == 0
+    assert 0.005 < found.bound < 0.02 and not found.holds(0.001)
 
 
 def test_no_error_in_few_samples_is_no_certainty():
