@@ -27,7 +27,7 @@ from qgraph.search.sensitivity import Sensitivity, measure
 from qgraph.search.tasks import run_tasks, sweeping
 from qgraph.search.unit_parts import UnitParts
 from qgraph.search.units import find_units
-from qgraph.search.ways import CODES, FLOAT, FLOAT8, PLAIN
+from qgraph.search.ways import CODES, DYNAMIC, FLOAT, FLOAT8, PLAIN
 from qgraph.search.whole import Round, Whole
 from qgraph.search.workspace import Workspace
 
@@ -82,8 +82,9 @@ def _bind(space: Mixes, forced: Forced) -> None:
     wanted = {unit.name: assigned(unit, forced) for unit in space.units}
     space.candidates.floats = [name for name, each in wanted.items() if each == FLOAT]
     space.candidates.only_float = bool(set(wanted.values()) - {FLOAT, None})
-    # Scales of float8 are those of the whole model in it.
-    space.candidates.needed = [FLOAT8] if FLOAT8 in wanted.values() else []
+    # Scales of float8, and which products have kernels, are those of the whole models.
+    kinds = {each.partition("+")[0] for each in wanted.values() if each}
+    space.candidates.needed = [each for each in (FLOAT8, DYNAMIC) if each in kinds]
 
 
 def _search(space: Mixes, assign: Sequence[str]) -> Found:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from qgraph.facts import Plan
 from qgraph.graph import Graph
 from qgraph.passes.linear_to_matmul import LinearToMatMul
 from qgraph.passes.weight_only.layers import Layer, find_layers
@@ -21,13 +22,13 @@ from qgraph.search.probes import Kind, Probe
 from qgraph.search.proof import NO_GAIN
 from qgraph.search.unit_parts import DTYPES
 from qgraph.search.units import Unit
-from qgraph.search.ways import CODES, FLOAT8, HALVES, PLAIN, WEIGHTS, Way, weight_way
+from qgraph.search.ways import CODES, DYNAMIC, FLOAT8, HALVES, PLAIN, WEIGHTS, Way, weight_way
 from qgraph.search.weights.kinds import kinds_of
 from qgraph.search.whole import Round
 from qgraph.target import ANYTHING, Target, WeightOnlyRules
 
-# Fewer bits lose too much next to activations in integers: a search of weights alone has them.
-_FEWEST = 4
+# Fewer bits than 4 win bytes, and hardly time.
+_FEWEST = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class Offered:
         layers: By name, linear layers whose weights alone may be in codes.
         weights: By name of the layer, bits and groups.
         float8: By name of a product, what its data is divided by in float8.
+        dynamic: Names of products that may be in integers whose scales are found at run time.
         rules: Which weights the target executes.
     """
 
@@ -50,6 +52,7 @@ class Offered:
     layers: Mapping[str, Layer] = field(default_factory=dict)
     weights: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     float8: Mapping[str, float] = field(default_factory=dict)
+    dynamic: frozenset[str] = frozenset()
     rules: WeightOnlyRules = ANYTHING
 
     def ways(self, unit: Unit) -> list[Way]:
@@ -62,6 +65,8 @@ class Offered:
             found += [Way(CODES, rest) for rest in rests]
         for bits, group in self.weights.get(unit.name, ()):
             found += [weight_way(bits, group, rest) for rest in rests]
+        if unit.name in self.dynamic:
+            found += [Way(DYNAMIC, rest) for rest in rests]
         if unit.name in self.float8:
             found.append(Way(FLOAT8, rests[-1]))
         return found
@@ -75,6 +80,8 @@ class Offered:
             names = [name for name, own in self.weights.items() if (bits, group) in own]
             kind = weight_way(bits, group).unit
             found[kind] = probes.weight(bits, group, self.rules, names)
+        if self.dynamic:
+            found[DYNAMIC] = probes.dynamic(self.dynamic)
         if self.float8:
             found[FLOAT8] = probes.cast_to_float8(self.float8)
         return found
@@ -118,6 +125,8 @@ def offer(
         "",
     )
     bits = [8] * wins(WEIGHTS) + [4] * wins("int4")
+    small = goal.optimize == "size" and 4 in bits
+    bits += [2] * ("int2" in target.precisions and (small or "int2" in wanted))
     rules = target.weight_only if target.weight_only.forms else ANYTHING
     layers = _layers(prepared) if bits else {}
     options = WeightOnly.with_options(prepared.options.get(WeightOnly.name, {}))
@@ -131,6 +140,7 @@ def offer(
         halves=_halves(prepared.graph, built[half][0], DTYPES[half]) if half else frozenset(),
         layers=layers,
         weights={name: own for name, own in weights.items() if own},
+        dynamic=_dynamic(built[DYNAMIC][0]) if DYNAMIC in built and wins(DYNAMIC) else frozenset(),
         float8=_float8(built.get(FLOAT8, (None, []))[1]) if half and wins(FLOAT8) else {},
         rules=rules,
     )
@@ -172,6 +182,16 @@ def _groups(
         fine = [pair for pair in own if pair[1] and pair[1] <= 64]
         found += own if goal.optimize != "latency" else (fine or own)[:1]
     return found
+
+
+def _dynamic(whole: Graph) -> frozenset[str]:
+    """Names of the products that the whole model has in integers."""
+    plan: Plan | None = whole.facts.plan
+    return (
+        frozenset()
+        if plan is None
+        else frozenset(n for n, e in plan.nodes.items() if e[0] == "int8")
+    )
 
 
 def _float8(stages: Sequence[Stage]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qgraph.encoding import FLOATS, Encoding, Spec, dequantize, quantize
 from qgraph.encoding import INTEGERS as DTYPES
 from qgraph.graph import Graph, Node, Value
+from qgraph.passes.dynamic_int8 import WEIGHT
 from qgraph.passes.fp8.scales import encoding as float8
 from qgraph.passes.fp8.scales import power_of_two
 from qgraph.passes.half_rewrite import rewrite
@@ -31,6 +32,8 @@ Probe = Callable[[Prepared, Unit, Graph], bool]
 """Writes the error of a unit into a copy of its segment; False where it can't make it."""
 READ, WRITTEN = "read", "written"
 Floats = NDArray[np.float32]
+# Since this opset ReduceMin and ReduceMax have their axes as an input.
+_AXES_AS_INPUT = 18
 
 
 def half(dtype: ir.DataType, names: Collection[str]) -> Probe:
@@ -100,6 +103,59 @@ def cast_to_float8(scales: Mapping[str, float]) -> Probe:
         return True
 
     return probe
+
+
+def dynamic(names: Collection[str]) -> Probe:
+    """Return what rounds the data of a linear layer to uint8 at the scale of each sample, and its weight.
+
+    Args:
+        names: The layers.
+
+    Source:
+        https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html, for each row of the first axis:
+        samples are carried on in batches, and in the model each has a scale of its own.
+    """
+
+    def rounded(matrix: Floats) -> Floats:
+        codes, encoding, _ = round_to_nearest(matrix, WEIGHT)
+        return dequantize(codes, encoding)
+
+    def probe(prepared: Prepared, unit: Unit, part: Graph) -> bool:
+        if unit.name not in names or part.opset < _AXES_AS_INPUT:
+            return False
+        own = _node(part, unit.name)
+        source = own.inputs[0]
+        if source is None or source.shape is None:
+            return False
+        if not _round_matrix(part, unit.name, rounded):
+            return False
+        behind = np.arange(1, source.shape.rank(), dtype=np.int64)
+        part.set_input(own, 0, _rounded_at_run_time(part, source, behind, own))
+        return True
+
+    return probe
+
+
+def _rounded_at_run_time(
+    part: Graph, value: Value, behind: NDArray[np.int64], before: Node
+) -> Value:
+    """Round a value as DynamicQuantizeLinear does, the range taken over the axes behind the first."""
+
+    def add(op: str, *inputs: Value) -> Value:
+        return part.insert(op, inputs, before=before).outputs[0]
+
+    zero, steps = (part.constant(f"{value.name}_{n}", np.array(n, np.float32)) for n in (0, 255))
+    axes = part.constant("behind_samples", behind)
+    ends = []
+    for op, nearer in (("ReduceMin", "Min"), ("ReduceMax", "Max")):
+        ends.append(add(nearer, add(op, value, axes), zero))
+    low, high = ends
+    tiny = part.constant("least_scale", np.array(np.finfo(np.float32).tiny))
+    scale = add("Max", add("Div", add("Sub", high, low), steps), tiny)
+    shift = add("Round", add("Div", low, scale))
+    codes = add("Round", add("Div", value, scale))
+    top = add("Add", shift, steps)
+    return add("Mul", add("Min", add("Max", codes, shift), top), scale)
 
 
 def _node(part: Graph, name: str) -> Node:

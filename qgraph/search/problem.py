@@ -13,13 +13,13 @@ from qgraph.search.offered import Offered
 from qgraph.search.probes import READ, WRITTEN
 from qgraph.search.sensitivity import Sensitivity
 from qgraph.search.units import Link, Unit
-from qgraph.search.ways import CODES, FLOAT, FLOAT8, HALVES, PLAIN, WEIGHTS, Way
+from qgraph.search.ways import CODES, DYNAMIC, FEW_BITS, FLOAT, FLOAT8, HALVES, PLAIN, Way
 
 # Gains on the whole model and those of its units differ by threads and caches, not by more.
 _LEAST_SCALE, _MOST_SCALE = 0.2, 5.0
 _LEAST_TIME = 0.05
 _BORDER = "conversions"
-_ASSIGNED = (FLOAT, *HALVES, FLOAT8, CODES, WEIGHTS, "int4")
+_ASSIGNED = (FLOAT, *HALVES, FLOAT8, CODES, DYNAMIC, *FEW_BITS)
 _BYTES = {FLOAT: 4, **dict.fromkeys(HALVES, 2), CODES: 1}
 
 Forced = Sequence[tuple[str, str]]
@@ -85,13 +85,13 @@ def read_forced(lines: Sequence[str], units: Sequence[Unit]) -> list[tuple[str, 
         pattern, equals, precision = line.rpartition("=")
         unit, plus, rest = precision.partition("+")
         kind, colon, group = unit.partition(":")
-        grouped = not colon or (kind in (WEIGHTS, "int4") and group.isascii() and group.isdigit())
+        grouped = not colon or (kind in FEW_BITS and group.isascii() and group.isdigit())
         known = kind in _ASSIGNED and (not plus or rest in HALVES)
         if not equals or not pattern or not known or not grouped:
-            shown = ", ".join(f"PATTERN={each}" for each in (FLOAT, CODES, "fp16", "fp8", WEIGHTS))
+            shown = ", ".join(f"PATTERN={each}" for each in (FLOAT, CODES, DYNAMIC, "fp16", "fp8"))
             raise UsageError(
                 f"can't read --assign {line!r}",
-                fix=f"write {shown}, PATTERN=int4 or PATTERN=int4:32",
+                fix=f"write {shown}, PATTERN=int8-weights, PATTERN=int4 or PATTERN=int4:32",
             )
         if not any(_fits(unit, pattern) for unit in units):
             raise UsageError(
@@ -182,6 +182,8 @@ def _bytes(facts: Facts, unit: Unit, way: Way) -> float:
         return unit.float_bytes / 2
     size = 4 if way.rest == FLOAT else 2
     layer = facts.offered.layers.get(unit.name)
+    if way.unit == DYNAMIC:
+        return unit.code_bytes or unit.float_bytes / 4
     if way.unit == FLOAT8 or way.weight is None or layer is None:
         return unit.float_bytes / 4 if way.unit == FLOAT8 else unit.float_bytes
     (bits, group), (rows, columns) = way.weight, layer.shape
@@ -235,7 +237,7 @@ def _scales(facts: Facts) -> dict[str, float]:
     """
     half = facts.offered.half
     scales: dict[str, float] = {}
-    for kind in dict.fromkeys((*([half] if half else []), CODES, FLOAT8, WEIGHTS, "int4")):
+    for kind in dict.fromkeys((*([half] if half else []), CODES, DYNAMIC, FLOAT8, *FEW_BITS)):
         if kind in facts.whole_ms:
             scales |= _scale(facts, kind, scales)
     return scales

@@ -23,7 +23,7 @@ from qgraph.pipeline import Pass, Pipeline
 from qgraph.search.observed import Seen
 from qgraph.search.prepared import clone
 from qgraph.search.units import Unit
-from qgraph.search.ways import CODES, FLOAT, HALVES, Way
+from qgraph.search.ways import CODES, DYNAMIC, FLOAT, HALVES, Way
 from qgraph.subgraph import read_by, subgraph
 
 DTYPES = {"fp16": HALF["float16"], "bf16": HALF["bfloat16"]}
@@ -101,15 +101,19 @@ class UnitParts:
         """The unit by the passes that write it into a whole model."""
         job, weight = self.job, Way(kind).weight
         options = {name: dict(values) for name, values in job.recipe.passes.items()}
-        if weight is None:
+        own: dict[str, Any]
+        if kind == DYNAMIC:
+            deciding, data, own = "dynamic_int8", None, {"min_elements": 1}
+        elif weight is None:
             deciding, data = "fp8", open_data([part.feeds], part.graph.signature())
-            own: dict[str, Any] = {"head": True, "costs": False, "min_elements": 1}
+            own = {"head": True, "costs": False, "min_elements": 1}
         else:
             deciding, data, own = "weight_only", None, rounded_weights(*weight)
         options[deciding] = options.get(deciding, {}) | own
         graph = clone(part.graph)
         context = Context(target=job.target, recipe=job.recipe, data=data)
-        passes = flow.build(("linear_to_matmul", deciding, "drop_dead"), options)
+        first = () if kind == DYNAMIC else ("linear_to_matmul",)
+        passes = flow.build((*first, deciding, "drop_dead"), options)
         try:
             stages = Pipeline(passes).run(graph, context)
             if not any(s.report.changed for s in stages if s.name == deciding):

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 FLOAT, CODES, FLOAT8 = "fp32", "int8", "fp8"
 HALVES = ("fp16", "bf16")
 WEIGHTS = "int8-weights"
+# Products of codes whose scale is found at run time: floats outside.
+DYNAMIC = "int8-dynamic"
+# Weights alone in codes, the finest first. Three bits are held in four, and win nothing by it.
+FEW_BITS = (WEIGHTS, "int4", "int2")
 
 
 @dataclass(frozen=True)
@@ -12,8 +16,8 @@ class Way:
     """How a unit computes.
 
     Attributes:
-        unit: The unit itself: `fp32`, `fp16`, `bf16`, `fp8`, `int8`, or floats by a weight in few
-            bits: `int8-weights:GROUP`, `int4:GROUP`.
+        unit: The unit itself: `fp32`, `fp16`, `bf16`, `fp8`, `int8`, `int8-dynamic`, or floats by a
+            weight in few bits: `int8-weights:GROUP`, `int4:GROUP`, `int2:GROUP`.
         rest: What follows it in its segment, and its floats: `fp32`, `fp16` or `bf16`.
     """
 

@@ -14,7 +14,7 @@ from qgraph.pipeline import Pass, Pipeline, Stage
 from qgraph.search.offered import Offered
 from qgraph.search.prepared import Prepared, clone
 from qgraph.search.units import Unit
-from qgraph.search.ways import CODES, FLOAT, FLOAT8, Way
+from qgraph.search.ways import CODES, DYNAMIC, FLOAT, FLOAT8, Way
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,7 @@ def write(
     writer = _Writer(prepared, job, units, ways, offered)
     writer.integers()
     writer.weights()
+    writer.dynamic()
     writer.float8()
     writer.half()
     return writer.finished()
@@ -92,6 +93,15 @@ class _Writer:
         only = {"convolutions": False, "only": tuple(chosen)}
         self._run(("linear_to_matmul", "weight_only", "drop_dead"),
                   linear_to_matmul=only, weight_only=fixed)  # fmt: skip
+
+    def dynamic(self) -> None:
+        chosen = self._names(lambda way: way.unit == DYNAMIC)
+        if not chosen:
+            return
+        others = [node.name or "" for node in self.graph.nodes() if node.name not in chosen]
+        exclude = (*self.prepared.context.exclude, *map(escape, others))
+        passes = flow.build(("dynamic_int8", "drop_dead"), self.options)
+        self._apply(passes, exclude)
 
     def float8(self) -> None:
         chosen = self._names(lambda way: way.unit == FLOAT8)

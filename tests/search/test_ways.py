@@ -212,6 +212,46 @@ def test_codes_and_few_bits_stand_side_by_side_on_a_cpu(tmp_path):
     assert np.square(ours - theirs).sum() < 0.02 * np.square(theirs).sum()
 
 
+def test_scales_of_run_time_and_fewer_bits_are_ways_too(tmp_path):
+    network = tanh_stack(tmp_path)
+    rows = {"t0": np.random.default_rng(1).normal(size=(60, 128)).astype(np.float32)}
+    wanted = {"g0": "int8-dynamic", "g1": "int4:32", "g2": "fp32", "g3": "int2:32"}
+    assign = [*(f"{name}={kind}" for name, kind in wanted.items()), "y=fp32"]
+    artifact, units = search(
+        network, rows, tmp_path, target="cpu", optimize="size", assign=assign, max_drop="100%"
+    )
+    got = {name: units[name]["precision"].partition("+")[0] for name in wanted}
+    assert got == wanted
+    nodes = {node.name: node for node in onnx.load(artifact.model_path).graph.node}
+    operators = {node.op_type for node in nodes.values()}
+    assert {
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+    } <= operators and "QuantizeLinear" not in operators
+    bits = {name: {a.name: a.i for a in nodes[name].attribute}["bits"] for name in ("g1", "g3")}
+    assert bits == {"g1": 4, "g3": 2} and nodes["g2"].op_type == "MatMul"
+
+
+def test_what_run_time_scales_lose_is_what_the_sweep_says(tmp_path):
+    network = tanh_stack(tmp_path)
+    # Samples of very different sizes: each has its own scale.
+    x = np.random.default_rng(1).normal(size=(60, 128)) * np.logspace(-3, 0, 60)[:, None]
+    rows = {"t0": x.astype(np.float32)}
+    assign = ["g0=int8-dynamic", "*=fp32"]
+    artifact, units = search(
+        network, rows, tmp_path, target="cpu", assign=[*reversed(assign)], max_drop="100%",
+        optimize="size",
+    )  # fmt: skip
+    mine = units["g0"]["precision"]
+    assert mine.startswith("int8-dynamic") and units["g1"]["precision"] == "fp32"
+    with artifact.open() as session, open_reference(network) as exact:
+        pairs = [[next(iter(s.run({"t0": r[None]}).values())) for s in (session, exact)]
+                 for r in rows["t0"]]  # fmt: skip
+    ours, theirs = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    found = np.square(ours - theirs).sum() / np.square(theirs).sum()
+    assert losses(units["g0"])[mine] == pytest.approx(found, rel=0.3)
+
+
 def test_tensorrt_builds_codes_with_floats_in_half(searched, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 on PyPI builds without a GPU")
     from qgraph.runtime.builder import BuildRequest
