@@ -105,7 +105,8 @@ def _search(space: Mixes, assign: Sequence[str]) -> Found:
     if ours is None or floating is None:
         return found
     job, graph, half = space.job, space.prepared.graph, space.offered.half
-    parts = UnitParts(job, graph, integer_graph, space.units, seen, half)
+    pairs = space.offered.pairs
+    parts = UnitParts(job, graph, integer_graph, space.units, seen, half, pairs)
     told = space.progress("timing units")
     with space.timing("timing units"):
         found.costs = space.times.units(parts, ways, ours.engine, store=space.store, progress=told)

@@ -16,6 +16,7 @@ from qgraph.passes.weight_only.layers import Layer, find_layers
 from qgraph.passes.weight_only.quantize import WeightOnly
 from qgraph.pipeline import Stage
 from qgraph.search import probes
+from qgraph.search.float8_pairs import Pairs, find_pairs
 from qgraph.search.goal import Goal
 from qgraph.search.prepared import Prepared, clone
 from qgraph.search.probes import Kind, Probe
@@ -41,7 +42,9 @@ class Offered:
         halves: Names of results that fit into it.
         layers: By name, linear layers whose weights alone may be in codes.
         weights: By name of the layer, bits and groups.
-        float8: By name of a product, what its data is divided by in float8.
+        float8: By name of a product, what its data is divided by in float8, where that is a kernel of its
+            own.
+        pairs: By name of a product, its Q/DQ in float8, where the target reads that.
         dynamic: Names of products that may be in integers whose scales are found at run time.
         rules: Which weights the target executes.
     """
@@ -52,6 +55,7 @@ class Offered:
     layers: Mapping[str, Layer] = field(default_factory=dict)
     weights: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     float8: Mapping[str, float] = field(default_factory=dict)
+    pairs: Mapping[str, Pairs] = field(default_factory=dict)
     dynamic: frozenset[str] = frozenset()
     rules: WeightOnlyRules = ANYTHING
 
@@ -67,7 +71,7 @@ class Offered:
             found += [weight_way(bits, group, rest) for rest in rests]
         if unit.name in self.dynamic:
             found += [Way(DYNAMIC, rest) for rest in rests]
-        if unit.name in self.float8:
+        if unit.name in self.float8 or unit.name in self.pairs:
             found.append(Way(FLOAT8, rests[-1]))
         return found
 
@@ -84,6 +88,8 @@ class Offered:
             found[DYNAMIC] = probes.dynamic(self.dynamic)
         if self.float8:
             found[FLOAT8] = probes.cast_to_float8(self.float8)
+        if self.pairs:
+            found[FLOAT8] = probes.float8_pairs(self.pairs)
         return found
 
 
@@ -134,6 +140,8 @@ def offer(
     weights = {
         name: _groups(layer, rules, bits, options.group, goal) for name, layer in layers.items()
     }
+    float8 = built.get(FLOAT8) if half and wins(FLOAT8) else None
+    kernels = target.float8 is not None
     return Offered(
         integers=CODES not in target.instead or CODES in wanted,
         half=half,
@@ -141,7 +149,8 @@ def offer(
         layers=layers,
         weights={name: own for name, own in weights.items() if own},
         dynamic=_dynamic(built[DYNAMIC][0]) if DYNAMIC in built and wins(DYNAMIC) else frozenset(),
-        float8=_float8(built.get(FLOAT8, (None, []))[1]) if half and wins(FLOAT8) else {},
+        float8=_float8(float8[1]) if float8 and kernels else {},
+        pairs=find_pairs(float8[0]) if float8 and not kernels else {},
         rules=rules,
     )
 

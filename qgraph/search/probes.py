@@ -20,6 +20,7 @@ from qgraph.passes.half_rewrite import rewrite
 from qgraph.passes.half_types import slots
 from qgraph.passes.weights.rtn import round_to_nearest
 from qgraph.search.emulate import emulate
+from qgraph.search.float8_pairs import Pairs, write_pairs
 from qgraph.search.prepared import Prepared
 from qgraph.search.units import Unit
 from qgraph.target import WeightOnlyRules
@@ -156,6 +157,22 @@ def _rounded_at_run_time(
     codes = add("Round", add("Div", value, scale))
     top = add("Add", shift, steps)
     return add("Mul", add("Min", add("Max", codes, shift), top), scale)
+
+
+def float8_pairs(pairs: Mapping[str, Pairs]) -> Probe:
+    """Return what puts a product behind Q/DQ in float8.
+
+    Args:
+        pairs: By name of the product, its Q/DQ.
+    """
+
+    def probe(prepared: Prepared, unit: Unit, part: Graph) -> bool:
+        if unit.name not in pairs:
+            return False
+        write_pairs(part, _node(part, unit.name), pairs[unit.name])
+        return True
+
+    return probe
 
 
 def _node(part: Graph, name: str) -> Node:

@@ -1,7 +1,7 @@
 """Small models of one unit in one of its ways, for its time."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,10 +20,11 @@ from qgraph.passes.half_choose import HALF
 from qgraph.passes.half_rewrite import rewrite
 from qgraph.passes.half_types import slots
 from qgraph.pipeline import Pass, Pipeline
+from qgraph.search.float8_pairs import Pairs, write_pairs
 from qgraph.search.observed import Seen
 from qgraph.search.prepared import clone
 from qgraph.search.units import Unit
-from qgraph.search.ways import CODES, DYNAMIC, FLOAT, HALVES, Way
+from qgraph.search.ways import CODES, DYNAMIC, FLOAT, FLOAT8, HALVES, Way
 from qgraph.subgraph import read_by, subgraph
 
 DTYPES = {"fp16": HALF["float16"], "bf16": HALF["bfloat16"]}
@@ -55,6 +56,7 @@ class UnitParts:
         units: The units of the float graph.
         seen: What values look like.
         half: Type of what is neither in float32 nor in codes, where there is one.
+        pairs: By name of a product, its Q/DQ in float8, where there are some.
     """
 
     job: Job
@@ -63,6 +65,7 @@ class UnitParts:
     units: Sequence[Unit]
     seen: Mapping[str, Seen]
     half: str = ""
+    pairs: Mapping[str, Pairs] = field(default_factory=dict)
 
     def alone(self, unit: Unit, kind: str) -> Part | None:
         """Return a unit in what it computes in (`Way.unit`); None where it can't be had."""
@@ -74,6 +77,8 @@ class UnitParts:
             return part
         if kind in HALVES:
             return in_half(part, kind)
+        if kind == FLOAT8 and self.pairs:
+            return self._paired(part, unit)
         return self._written(part, kind)
 
     def segment(self, unit: Unit, kind: str) -> Part | None:
@@ -96,6 +101,11 @@ class UnitParts:
     @cached_property
     def _nodes(self) -> dict[str | None, Node]:
         return {node.name: node for node in self.integer.nodes()}
+
+    def _paired(self, part: Part, unit: Unit) -> Part | None:
+        node = next(node for node in part.graph.nodes() if node.name == unit.name)
+        write_pairs(part.graph, node, self.pairs[unit.name])
+        return in_half(part, self.half) or keyed(part)
 
     def _written(self, part: Part, kind: str) -> Part | None:
         """The unit by the passes that write it into a whole model."""

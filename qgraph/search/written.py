@@ -8,9 +8,10 @@ from typing import Any
 from qgraph import flow
 from qgraph.context import Context
 from qgraph.facts import Plan
-from qgraph.graph import Graph, Node
+from qgraph.graph import Graph, Node, Value
 from qgraph.job import Job
 from qgraph.pipeline import Pass, Pipeline, Stage
+from qgraph.search.float8_pairs import write_pairs
 from qgraph.search.offered import Offered
 from qgraph.search.prepared import Prepared, clone
 from qgraph.search.units import Unit
@@ -107,10 +108,23 @@ class _Writer:
         chosen = self._names(lambda way: way.unit == FLOAT8)
         if not chosen:
             return
+        if self.offered.pairs:
+            self._pairs(chosen)
+            return
         others = (name for name in self.ways if name not in chosen)
         fixed = {"leave": tuple(map(escape, others)), "costs": False, "head": True}
         only = {"convolutions": False, "only": tuple(chosen)}
         self._run(("linear_to_matmul", "fp8", "drop_dead"), linear_to_matmul=only, fp8=fixed)
+
+    def _pairs(self, chosen: Sequence[str]) -> None:
+        plan: Plan = self.graph.facts.plan or Plan()
+        made: dict[Value, Value] = {}
+        for node in list(self.graph.nodes()):
+            name = node.name or ""
+            if name in chosen:
+                write_pairs(self.graph, node, self.offered.pairs[name], made)
+                plan.nodes[name] = ("fp8", "Q/DQ in float8")
+        self.graph.facts.plan = plan
 
     def half(self) -> None:
         kind = self.offered.half

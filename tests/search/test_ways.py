@@ -253,11 +253,6 @@ def test_what_run_time_scales_lose_is_what_the_sweep_says(tmp_path):
 
 
 def test_tensorrt_builds_codes_with_floats_in_half(searched, tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 on PyPI builds without a GPU")
-    from qgraph.runtime.builder import BuildRequest
-    from qgraph.runtime.tensorrt.backend import TensorRt
-    from qgraph.runtime.tensorrt.options import TensorRtOptions
-
     artifact = compile_within(
         CNN, data=searched, metric="top1", max_drop="100%", optimize="size", target="tensorrt",
         recipe="fast", assign=["*=int8+fp16"], output=tmp_path / "a",
@@ -268,11 +263,57 @@ def test_tensorrt_builds_codes_with_floats_in_half(searched, tmp_path):
     kinds = {value.name: value.type.tensor_type.elem_type for value in proto.graph.value_info}
     results = [n.output[0] for n in proto.graph.node if n.op_type in ("Conv", "DequantizeLinear")]
     assert {kinds[name] for name in results} == {onnx.TensorProto.FLOAT16}
+    _build_engine(artifact)
+
+
+def _build_engine(artifact):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 on PyPI builds without a GPU")
+    from qgraph.runtime.builder import BuildRequest
+    from qgraph.runtime.tensorrt.backend import TensorRt
+    from qgraph.runtime.tensorrt.options import TensorRtOptions
+
     shapes = ("image:1x1x8x8,1x1x8x8,1x1x8x8",)
     built = TensorRt().build(
         artifact.model_path, BuildRequest(options=TensorRtOptions(shapes=shapes))
     )
     assert built.engine
+
+
+def test_tensorrt_has_products_in_float8_beside_integers(searched, tmp_path):
+    artifact = compile_within(
+        CNN, data=searched, metric="top1", max_drop="100%", optimize="size", target="tensorrt",
+        recipe="fast", assign=["Conv=int8+fp16", "*features.3*=fp8", "*features.4*=fp8"],
+        output=tmp_path / "a",
+    )  # fmt: skip
+    units = {unit["name"]: unit for unit in artifact.read_json("search.json")["units"]}
+    assert artifact.manifest.precision == "int8"
+    proto = onnx.shape_inference.infer_shapes(onnx.load(artifact.model_path))
+    kinds = {value.name: value.type.tensor_type.elem_type for value in proto.graph.value_info}
+    kinds |= {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    made = {out: node for node in proto.graph.node for out in node.output}
+    codes = {"int8": onnx.TensorProto.INT8, "fp8": onnx.TensorProto.FLOAT8E4M3FN}
+    seen = Counter()
+    for node in (node for node in proto.graph.node if node.op_type == "Conv"):
+        way_ = units[node.name]["precision"]
+        seen[way_] += 1
+        if way_ == "fp16":
+            continue
+        pairs = [made[name] for name in node.input[:2]]
+        assert {pair.op_type for pair in pairs} == {"DequantizeLinear"}
+        assert {kinds[pair.input[0]] for pair in pairs} == {codes[way_.partition("+")[0]]}
+        assert {kinds[pair.output[0]] for pair in pairs} == {onnx.TensorProto.FLOAT16}
+    assert seen["fp8+fp16"] == 3 and seen["int8+fp16"] >= 3
+    # What the sweep said of each adds up to about what the model gets wrong.
+    emulated = onnx_io.load(artifact.model_path)
+    assert emulate(emulated)
+    onnx_io.save(emulated, tmp_path / "emulated.onnx")
+    feeds = {"image": searched["image"]}
+    with open_reference(tmp_path / "emulated.onnx") as ours, open_reference(CNN) as theirs:
+        got, exact = (next(iter(each.run(feeds).values())) for each in (ours, theirs))
+    found = np.square(got - exact).sum() / np.square(exact).sum()
+    predicted = sum(losses(unit)[unit["precision"]] for unit in units.values())
+    assert predicted / 4 < found < 4 * predicted
+    _build_engine(artifact)
 
 
 @pytest.mark.parametrize(
