@@ -1,22 +1,18 @@
-"""Verified points between all in float and all in integers, for who wants to choose."""
+"""Verified points between all in float and what is fastest or smallest, for who wants to choose."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qgraph.artifact import Artifact
 from qgraph.errors import ArtifactError, UsageError
 from qgraph.record import source
+from qgraph.search.costs import Engine
 from qgraph.search.judge import Verdict
-from qgraph.search.mixes import Mixes
-from qgraph.search.refine import front
-from qgraph.search.ways import CODES, FLOAT, way
-from qgraph.search.whole import Timed
-
-if TYPE_CHECKING:
-    from qgraph.search.found import Found
+from qgraph.search.whole import Timed, Whole
+from qgraph.search.workspace import Workspace
 
 COLUMNS = (
     *("point", "model", "p50_ms", "relative_time", "bytes", "drop", "drop_low", "drop_high"),
@@ -31,26 +27,35 @@ Row = dict[str, Any]
 """A point that was built, scored and timed: `COLUMNS`, and `ways`, by unit what it computes in."""
 
 
-def measure_front(space: Mixes, found: "Found", count: int) -> list[Row]:
-    """Build, score and time the front, from the least loss on; empty for a count of 0.
+def measure(
+    space: Workspace,
+    models: Sequence[Whole],
+    engine: Engine,
+    ways: Callable[[Whole], Mapping[str, str]],
+    coded: Callable[[str], bool],
+) -> list[Row]:
+    """Score and time the models of a front, from the least loss on, all in one engine.
 
-    All are timed in the engine that is fastest for the model all in integers, or in half precision where
-    none is.
+    Args:
+        space: The search.
+        models: The models.
+        engine: What runs them.
+        ways: Says what each unit of a model computes in.
+        coded: Whether that is in integers.
     """
-    problem, first = found.problem, found.first
-    ours = None if first is None else first.of(CODES) or first.of(space.offered.half)
-    if not count or problem is None or ours is None:
-        return []
-    with space.timing("measuring the front"):
-        models = [space.mix(choice) for choice in front(problem, space.goal, count)]
-        models = list({model.name: model for model in models}.values())
-        budget, engine = BUDGET_S * len(models), ours.engine
-        timed = space.times.whole(models, space.sample, budget, engine).timed
-        pairs = []
-        for done, each in enumerate(sorted(timed, key=lambda each: each.whole.loss)):
-            pairs.append((each, space.verdict(each.whole, each.engine)))
-            space.job.listener.progress("verifying points", done + 1, len(timed))
-    return [_row(space, number, pair, pairs) for number, pair in enumerate(pairs, 1)]
+    distinct = list({model.name: model for model in models}.values())
+    timed = space.times.whole(distinct, space.sample, BUDGET_S * len(distinct), engine).timed
+    pairs: list[Pair] = []
+    for done, each in enumerate(sorted(timed, key=lambda each: each.whole.loss)):
+        pairs.append((each, space.verdict(each.whole, each.engine)))
+        space.job.listener.progress("verifying points", done + 1, len(timed))
+    rows = []
+    for number, pair in enumerate(pairs, 1):
+        own = dict(ways(pair[0].whole))
+        count = sum(map(coded, own.values()))
+        row = _row(number, pair, pairs, count, estimated=bool(space.times.estimated))
+        rows.append({**row, "ways": own})
+    return rows
 
 
 def kept(folder: Path, original: Path) -> list[Row]:
@@ -88,9 +93,8 @@ def table_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _row(space: Mixes, number: int, pair: Pair, pairs: Sequence[Pair]) -> Row:
+def _row(number: int, pair: Pair, pairs: Sequence[Pair], coded: int, *, estimated: bool) -> Row:
     timed, verdict = pair
-    ways = dict(timed.whole.ways or ((unit.name, FLOAT) for unit in space.units))
     values = (
         number,
         timed.whole.name,
@@ -101,12 +105,12 @@ def _row(space: Mixes, number: int, pair: Pair, pairs: Sequence[Pair]) -> Row:
         verdict.low,
         verdict.high,
         verdict.score,
-        sum(way(each).unit == CODES for each in ways.values()),
+        coded,
         timed.whole.loss,
         any(_beats(other, pair) for other in pairs),
-        bool(space.times.estimated),
+        estimated,
     )
-    return {**dict(zip(COLUMNS, values, strict=True)), "ways": ways}
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def _beats(one: Pair, other: Pair) -> bool:
