@@ -107,7 +107,7 @@ def compile_within(
     given = read_costs(costs) if costs is not None else None
     asked = {name: job.recipe.engine_options(name) for name in job.target.engines}
     times = choose_times(job.target, goal, device, given, job.warn, asked)
-    _check(job, points, pick, times, costs)
+    _check(job, times, costs)
     folder = Path(output) if output is not None else output_folder(model, None, job)
     check_output(folder)
     chosen = find_metric(metric) if isinstance(metric, str) else metric
@@ -120,23 +120,21 @@ def compile_within(
         with backend(REFERENCE).open(original) as answering:
             graph, space = _open(original, job, goal, chosen.bind([original]), data, samples,
                                  answering, Path(scratch), executor, times)  # fmt: skip
-            if job.requested in WEIGHT_ONLY:
-                outcome = weights.search(graph, space, answering, assign=assign)
-            else:
-                outcome = integers.search(
-                    graph,
-                    space,
-                    answering,
-                    original=original,
-                    assign=assign,
-                    points=points,
-                    pick=pick,
-                    folder=folder,
-                )
+            search = weights.search if job.requested in WEIGHT_ONLY else integers.search
+            outcome = search(
+                graph,
+                space,
+                answering,
+                original=original,
+                assign=assign,
+                points=points,
+                pick=pick,
+                folder=folder,
+            )
         return _write(model, folder, space, outcome)
 
 
-def _check(job: Job, points: int, pick: int | None, times: Times, costs: Any) -> None:
+def _check(job: Job, times: Times, costs: Any) -> None:
     """Refuse what one kind of search lacks."""
     if job.requested not in (*WEIGHT_ONLY, "int8"):
         raise UsageError(
@@ -145,11 +143,6 @@ def _check(job: Job, points: int, pick: int | None, times: Times, costs: Any) ->
         )
     if job.requested in WEIGHT_ONLY:
         weights.check(job)
-        if points or pick is not None:
-            raise UsageError(
-                "--pareto and --pick are for int8",
-                fix="search the weights with one --max-drop at a time",
-            )
         if costs is not None:
             raise UsageError("--costs has times of units in int8", fix="leave it out")
         if times.estimated:

@@ -100,7 +100,6 @@ def test_a_bound_on_bytes_without_one_on_the_loss(net, samples, tmp_path):
         ({"assign": ["g0=int4:33"]}, "no groups of 33"),
         ({"recipe": "nf4"}, "no bits and groups"),
         ({"precision": "fp16"}, "nothing is searched in fp16"),
-        ({"points": 3}, "--pareto and --pick are for int8"),
         ({"settings": ['weight_only.layers=["g0=8"]']}, "--assign PATTERN"),
         ({"exclude": ["*"]}, "no weight of the model"),
     ],
@@ -110,6 +109,26 @@ def test_errors(options, message, net, samples, tmp_path):
         searched(net, samples, tmp_path, **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "a").exists()
+
+
+def test_the_front_is_verified_and_a_point_of_it_can_be_built(net, samples, tmp_path):
+    artifact = searched(net, samples, tmp_path, max_drop="50%", points=8)
+    rows = artifact.read_json("search.json")["front"]
+    assert len(rows) >= 8
+    losses, sizes = ([row[key] for row in rows] for key in ("predicted_loss", "bytes"))
+    assert losses == sorted(losses) and sizes == sorted(sizes, reverse=True)
+    assert rows[0]["units_in_integers"] == 0 and rows[-1]["units_in_integers"] == len(
+        rows[0]["ways"]
+    )
+    table = (artifact.path / "pareto.csv").read_text().splitlines()
+    assert len(table) == len(rows) + 1
+    picked = searched(net, samples, tmp_path, max_drop="50%", pick=4)
+    assert {n: row["precision"] for n, row in layers_of(picked).items()} == rows[3]["ways"]
+    assert size(picked) == rows[3]["bytes"] and picked.read_json("search.json")["front"] == rows
+    with pytest.raises(UsageError, match="the front that is there has g"):
+        searched(net, samples, tmp_path, max_drop="50%", pick=4, assign=["*=fp32", "g0=int8"])
+    with pytest.raises(UsageError, match="there is no point 99"):
+        searched(net, samples, tmp_path, max_drop="50%", pick=99)
 
 
 def test_the_command_line(net, samples, tmp_path, invoke_json):

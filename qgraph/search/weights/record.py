@@ -1,9 +1,11 @@
 """What a search for bits leaves in the artifact beside the promise: `search.json`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from qgraph.search.pareto import Row
 from qgraph.search.proof import Proof
 from qgraph.search.record import effort, finite, whole_rows
 from qgraph.search.weights.kinds import FLOAT, Kind
@@ -11,12 +13,13 @@ from qgraph.search.weights.looked import Looked
 from qgraph.search.weights.space import WeightSpace, counted
 
 
-def search_json(space: WeightSpace, found: Looked, proof: Proof) -> str:
+def search_json(space: WeightSpace, found: Looked, front: Sequence[Row], proof: Proof) -> str:
     """Return layers with bits, losses and times, what was verified, and how long each step took."""
     content = {
         "layers": _layers(space, found, proof),
         "verified": _verified(space, found),
         "whole": whole_rows(space, found.first, proof, found.notes),
+        "front": list(front),
         "samples": {
             "calibration": len(space.parts.calibration),
             "sensitivity": 0 if found.losses is None else found.losses.samples,

@@ -1,6 +1,7 @@
 """The search for the bits and groups of weights, layer by layer; activations stay in float."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from qgraph.errors import QGraphError, UsageError
 from qgraph.graph import Graph
@@ -8,6 +9,7 @@ from qgraph.job import Job
 from qgraph.preparation import job_context
 from qgraph.recipe import Recipe
 from qgraph.runtime.backend import Session
+from qgraph.search import pareto
 from qgraph.search.choice import Choice, choose, weigh
 from qgraph.search.costs import Engine
 from qgraph.search.goal import Goal
@@ -17,8 +19,9 @@ from qgraph.search.outcome import Outcome, prove_best
 from qgraph.search.parts import calibrating
 from qgraph.search.proof import Proof
 from qgraph.search.refine import Point, Refined, or_inf, refine
+from qgraph.search.refine import front as front_of
 from qgraph.search.weights.estimate import estimate
-from qgraph.search.weights.kinds import FLOAT
+from qgraph.search.weights.kinds import FLOAT, Kind
 from qgraph.search.weights.layer_costs import layer_costs, names_of
 from qgraph.search.weights.looked import Looked
 from qgraph.search.weights.record import search_json, taken
@@ -39,17 +42,32 @@ MOST_BUILT = 6
 _SAFER = 2
 
 
-def search(graph: Graph, base: Workspace, answering: Session, *, assign: Sequence[str]) -> Outcome:
+def search(
+    graph: Graph,
+    base: Workspace,
+    answering: Session,
+    *,
+    original: Path,
+    assign: Sequence[str],
+    points: int,
+    pick: int | None,
+    folder: Path,
+) -> Outcome:
     """Search, and prove what was found.
 
     Args:
         graph: The original; it becomes the float graph.
         base: What every search works on.
         answering: The original, open.
+        original: The original's file.
         assign: `PATTERN=fp32|int8|int4|int4:32` lines, what the search may not decide.
+        points: How many points of the front between loss and aim to verify; 0 for none.
+        pick: Build this one of them in place of the best.
+        folder: Where the artifact will be; one that is there may have a front.
 
     Raises:
-        UsageError: A line of `assign` is wrong, or the model has no layer to decide about.
+        UsageError: A line of `assign` is wrong, the model has no layer to decide about, or there is no
+            such point.
         DataError, EngineError: What the names say.
     """
     held_out = base.job.recipe.verify.held_out
@@ -60,17 +78,23 @@ def search(graph: Graph, base: Workspace, answering: Session, *, assign: Sequenc
             f"no weight of the model may be in {base.job.precision}",
             fix="`qgraph compile --precision int4` and `qgraph explain` say why",
         )
-    found = _look(space)
-    models = [*_worth_proving(space, found), space.floating]
-    proof = prove_best(space, models, answering, first=found.first)
-    name = proof.whole.name
-    written, stages, _ = space.built.get(name, (None, [], ()))
+    front = pareto.kept(folder, original) if pick is not None and not points else []
+    found = Looked() if front else _look(space)
+    front = front or _front(space, found, max(points, pick or 0))
+    if points and not front:
+        base.job.warn("no bits win anything on this model: there is no front")
+    if pick is not None:
+        picked = _picked(space, pareto.pick(front, pick))
+        models, only = [picked, space.floating], picked.name
+    else:
+        models, only = [*_worth_proving(space, found), space.floating], None
+    proof = prove_best(space, models, answering, only=only, first=found.first)
+    files = {"search.json": search_json(space, found, front, proof)}
+    if front:
+        files["pareto.csv"] = pareto.table_csv(front)
+    written, stages, _ = space.built.get(proof.whole.name, (None, [], ()))
     return Outcome(
-        proof=proof,
-        recipe=_recipe(space, proof),
-        graph=written,
-        stages=stages,
-        files={"search.json": search_json(space, found, proof)},
+        proof=proof, recipe=_recipe(space, proof), graph=written, stages=stages, files=files
     )
 
 
@@ -186,6 +210,43 @@ def _worth_proving(space: WeightSpace, found: Looked) -> list[Whole]:
                     raise
                 found.notes[counted(found.kinds(choice))] = str(error)
     return built
+
+
+def _front(space: WeightSpace, found: Looked, count: int) -> list[pareto.Row]:
+    """Build and measure the front, in the engine that is fastest for the draft; empty for 0."""
+    problem, draft = found.problem, found.first.of("draft") if found.first else None
+    if not count or problem is None or draft is None:
+        return []
+
+    def ways(whole: Whole) -> dict[str, str]:
+        kinds = space.built[whole.name][2] if whole.name in space.built else ()
+        names = [kind.name for kind in kinds or (FLOAT,) * len(space.layers)]
+        return dict(zip((layer.name for layer in space.layers), names, strict=True))
+
+    with space.timing("measuring the front"):
+        choices = front_of(problem, space.goal, count)
+        models = [space.build(found.kinds(choice), choice.loss) for choice in choices]
+        return pareto.measure(space, models, draft.engine, ways, lambda each: each != FLOAT.name)
+
+
+def _picked(space: WeightSpace, row: pareto.Row) -> Whole:
+    """Build a point of the front.
+
+    Raises:
+        UsageError: The front is not one of these layers and bits.
+    """
+    kinds: list[Kind] = []
+    for layer, own in zip(space.layers, space.kinds, strict=True):
+        wanted = row["ways"].get(layer.name)
+        fitting = [kind for kind in own if kind.name == wanted]
+        if not fitting:
+            raise UsageError(
+                f"the front that is there has {layer.name} in {wanted or 'nothing'}",
+                fix="search again with --pareto, or pick with the options of that search",
+            )
+        kinds.append(fitting[0])
+    with space.timing("building whole models"):
+        return space.build(tuple(kinds), float(row["predicted_loss"]))
 
 
 def _recipe(space: WeightSpace, proof: Proof) -> Recipe:
