@@ -1,7 +1,8 @@
 """Run every benchmark, or those named: `python -m benchmarks [graph_passes large_model ...]`.
 
 These run only when named: `peers` installs gigabytes of other packages, `weights` wants a decoder and
-data, `cuda_weights` and `cuda_models` a GPU; `contrib` compiles decoders of 135 M parameters.
+data, `cuda_weights` and `cuda_models` a GPU, `margins` photographs; `contrib` compiles decoders of 135 M
+parameters.
 """
 
 import runpy
@@ -11,7 +12,7 @@ ALL = (
     *("graph_passes", "large_model", "weight_stack", "weight_forms", "cpu_int8"),
     *("horizontal_matmul", "accuracy", "calibration", "promise"),
 )
-NAMED = ("peers", "weights", "cuda_weights", "cuda_models", "contrib")
+NAMED = ("peers", "weights", "cuda_weights", "cuda_models", "contrib", "margins")
 
 
 def main() -> int:

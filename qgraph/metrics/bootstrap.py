@@ -10,9 +10,13 @@ LEVEL = 0.95
 
 
 def bootstrap(
-    statistics: Callable[[NDArray[np.intp]], Sequence[float]], count: int, *, seed: int = 0
+    statistics: Callable[[NDArray[np.intp]], Sequence[float]],
+    count: int,
+    *,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> NDArray[np.float64]:
-    """Return 95% percentile intervals of statistics of a sample.
+    """Return percentile intervals of statistics of a sample, of 95% by default.
 
     Statistics that are computed from the same draw are paired: the difference of two models on the
     same samples varies less than their scores do.
@@ -21,6 +25,7 @@ def bootstrap(
         statistics: Gives k numbers for a choice of samples, int [count] with repetitions.
         count: Number of samples.
         seed: Of the draws, so that the same data gives the same intervals.
+        level: Share of the draws that lie inside.
 
     Returns:
         float64 [k, 2], lower and upper bounds. Draws where a statistic is NaN are left out of its
@@ -32,7 +37,7 @@ def bootstrap(
     """
     rng = np.random.default_rng(seed)
     draws = np.array([statistics(rng.integers(0, count, count)) for _ in range(RESAMPLES)])
-    tails = (1 - LEVEL) / 2
+    tails = (1 - level) / 2
     return np.array([_quantiles(column, [tails, 1 - tails]) for column in draws.T])
 
 

@@ -37,25 +37,40 @@ def margins(scores: NDArray[np.floating], classes: NDArray[np.int64], best: int 
     return own - rival
 
 
-def likely_drop(theirs: Floats, ours: Floats) -> float:
+def likely_drop(margins_: Floats, moves: Floats) -> float:
     """Return the share of answers that turn wrong minus that of those that turn right, over all pairs.
 
     Args:
-        theirs: float64 [n], the original's margins.
-        ours: float64 [n], the model's of the same rows.
+        margins_: float64 [n], the original's.
+        moves: float64 [m], by how much a model's margins are other than the original's, of any rows.
     """
-    known = np.isfinite(theirs) & np.isfinite(ours)
-    if not known.any():
+    before, moves = margins_[np.isfinite(margins_)], np.sort(moves)
+    if not len(before) or not len(moves):
         return 0.0
-    before = theirs[known]
-    moves = np.sort(ours[known] - before)
     falls = np.searchsorted(moves, -before, side="right") / len(moves)
     right = before > 0
     turned = float(falls[right].sum() - (1 - falls[~right]).sum())
-    return turned / len(theirs)
+    return turned / len(margins_)
 
 
-def likely_interval(theirs: Floats, ours: Floats) -> tuple[float, float]:
-    """Return the 95% interval of `likely_drop`, rows drawn again."""
-    low, high = bootstrap(lambda drawn: [likely_drop(theirs[drawn], ours[drawn])], len(ours))[0]
-    return float(low), float(high)
+def likely_bound(theirs: Floats, ours: Floats, others: Floats | None = None) -> float:
+    """Return what `likely_drop` stays below with 95% confidence, rows drawn again.
+
+    Args:
+        theirs: float64 [m], the original's margins.
+        ours: float64 [m], the model's of the same rows.
+        others: float64 [k], the original's of further rows: how near its answers are to being others needs no
+            model, and may be known of more samples.
+    """
+    every = theirs if others is None else np.concatenate([theirs, others])
+    finite = np.isfinite(theirs) & np.isfinite(ours)
+    moves = ours[finite] - theirs[finite]
+    if not len(moves):
+        return 0.0
+    rng = np.random.default_rng(0)
+
+    def drawn_again(drawn: NDArray[np.intp]) -> list[float]:
+        return [likely_drop(every[rng.integers(0, len(every), len(every))], moves[drawn])]
+
+    # Of an interval of 90%, one in twenty lies above the upper end.
+    return float(bootstrap(drawn_again, len(moves), level=0.9)[0][1])

@@ -1,6 +1,7 @@
 """What a model loses against the original on one part of the data, and whether that is too much."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from qgraph.data import DataSet
 from qgraph.errors import ModelError
 from qgraph.evaluation import FEW_SAMPLES
 from qgraph.metrics.comparison import compare
-from qgraph.metrics.margins import likely_interval
+from qgraph.metrics.margins import likely_bound
 from qgraph.metrics.metric import Contributions, Metric
 from qgraph.metrics.scoring import score_data
 from qgraph.runtime.backend import Session
@@ -64,22 +65,32 @@ class Judge:
 
     Attributes:
         theirs: What the original's samples contribute.
+        others: What it contributes on further samples, whose margins count, too; see
+            `qgraph.metrics.margins`.
         seconds: Time of running the original on them.
     """
 
-    def __init__(self, metric: Metric, data: DataSet, original: Session) -> None:
+    def __init__(
+        self,
+        metric: Metric,
+        data: DataSet,
+        original: Session,
+        others: Sequence[Contributions] = (),
+    ) -> None:
         """Run the original.
 
         Args:
             metric: The metric, bound.
             data: Labelled samples.
             original: The original, open.
+            others: What it contributes on further samples.
 
         Raises:
             DataError: Labels are missing or don't fit.
             ModelError: The original gives NaN.
         """
         self.metric, self.data, self._original = metric, data, original
+        self.others = tuple(others)
         start = time.perf_counter()
         self.theirs = self._rows(original)
         self.seconds = time.perf_counter() - start
@@ -99,7 +110,7 @@ class Judge:
         except ModelError:  # it gives NaN: nothing is left of the score
             theirs = self.metric.score(self.theirs)
             return Verdict(np.nan, theirs, np.inf, np.inf, np.inf, len(self.theirs))
-        return judged(self.metric, ours, self.theirs, max_drop)
+        return judged(self.metric, ours, self.theirs, max_drop, self.others)
 
     def _rows(self, session: Session) -> Contributions:
         sessions = {"model": session}
@@ -112,16 +123,23 @@ class Judge:
 
 
 def judged(
-    metric: Metric, ours: Contributions, theirs: Contributions, max_drop: float | None
+    metric: Metric,
+    ours: Contributions,
+    theirs: Contributions,
+    max_drop: float | None,
+    others: Sequence[Contributions] = (),
 ) -> Verdict:
-    """Compare what two models contribute."""
+    """Compare what two models contribute; `others` is what the original does on further samples."""
     found = compare(metric, ours, theirs)
     low, high = found.change.interval
     drop, ends = found.change.value, (low, high)
     if metric.better == "higher":
         drop, ends = -drop, (-high, -low)
     few = max_drop is not None and are_few(metric, ours, max_drop)
-    upper = likely_interval(theirs[:, 2], ours[:, 2])[1] if few and metric.margins else None
+    upper = None
+    if few and metric.margins:
+        more = np.concatenate([rows[:, 2] for rows in others]) if others else None
+        upper = likely_bound(theirs[:, 2], ours[:, 2], more)
     return Verdict(found.ours.value, found.theirs.value, drop, *ends, len(ours), few, upper)
 
 

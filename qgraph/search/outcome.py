@@ -55,5 +55,6 @@ def prove_best(
         if space.goal.optimize == "memory":
             last = space.times.memory(last, space.sample)
     with space.timing("proving"):
-        judge = Judge(space.metric, space.parts.proof, answering)
+        others = (*space.judge.others, space.judge.theirs) if space.metric.margins else ()
+        judge = Judge(space.metric, space.parts.proof, answering, others)
         return prove(space, last, judge, only=only, first=first)

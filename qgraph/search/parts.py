@@ -30,6 +30,7 @@ class Parts:
         data: All of them.
         calibration: Feeds of the model, to calibrate with.
         sensitivity: Some of the same, with labels where the metric reads one run's outputs.
+        first: The labelled samples that those are from.
         search: Labelled samples to verify choices on.
         proof: Labelled samples that nothing was chosen by.
     """
@@ -37,6 +38,7 @@ class Parts:
     data: DataSet
     calibration: list[Feeds]
     sensitivity: list[Sample]
+    first: DataSet
     search: DataSet
     proof: DataSet
 
@@ -83,6 +85,7 @@ def open_parts(
         )
     rest, proof = data.split(PROOF)
     first, search = rest.split(SEARCH)
+    labelled = first
     if calibration is not None and first.count is not None and first.count > calibration:
         _, first = first.split(calibration)
     names = [info.name for info in inputs]
@@ -95,7 +98,7 @@ def open_parts(
         some = _spread(list(islice(first.labelled(), calibration)), SENSITIVITY)
     else:
         some = [Sample(each, {}) for each in _spread(feeds, SENSITIVITY)]
-    return Parts(data, feeds, some, search, proof)
+    return Parts(data, feeds, some, labelled, search, proof)
 
 
 def _spread(items: list[Any], most: int) -> list[Any]:

@@ -175,7 +175,9 @@ def _open(
     images = job.recipe.images
     parts = open_parts(data, graph, metric, images, samples, job.recipe.samples)
     job.listener.stage("running the original")
-    judge = Judge(metric, parts.search, answering)
+    # How near the original's answers are to being others is known of the samples that calibrate, too.
+    others = [Judge(metric, parts.first, answering).theirs] if metric.margins else []
+    judge = Judge(metric, parts.search, answering, others)
     space = Workspace(
         job=job,
         goal=goal,

@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from qgraph.metrics import bootstrap as bootstrap_module
 from qgraph.metrics import metric
-from qgraph.metrics.margins import likely_drop, likely_interval, margins
+from qgraph.metrics.margins import likely_bound, likely_drop, margins
 from qgraph.metrics.topk import ranks
 
 SMALL = st.integers(-3, 3).map(float)
@@ -16,7 +16,7 @@ SMALL = st.integers(-3, 3).map(float)
 def test_every_margin_meets_every_movement(pair):
     theirs, ours = pair
     turned = [(before > 0) - int(before + move > 0) for before in theirs for move in ours - theirs]
-    assert likely_drop(theirs, ours) == pytest.approx(np.mean(turned), abs=1e-12)
+    assert likely_drop(theirs, ours - theirs) == pytest.approx(np.mean(turned), abs=1e-12)
 
 
 @given(st.lists(st.permutations(range(6)), min_size=3, max_size=3), st.integers(1, 7))
@@ -38,25 +38,29 @@ def test_probabilities_have_the_margins_of_their_logits():
 
 def test_a_single_class_can_not_turn():
     ahead = margins(np.ones((3, 1)), np.zeros(3, np.int64))
-    assert np.isinf(ahead).all() and likely_drop(ahead, ahead) == 0
+    assert np.isinf(ahead).all() and likely_drop(ahead, np.zeros(3)) == 0
+    assert likely_bound(ahead, ahead) == 0
 
 
-def test_it_covers_the_truth_and_is_narrower_than_counting(monkeypatch):
-    """What a large population loses lies in the interval of few samples about as often as it says."""
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("further", [0, 444])
+def test_it_covers_the_truth_and_is_nearer_than_counting(further, monkeypatch):
+    """What a large population loses lies below the bound of few samples about as often as it says."""
     monkeypatch.setattr(bootstrap_module, "RESAMPLES", 200)
+    rng = np.random.default_rng(0)
     theirs = rng.normal(2, 2, 200_000)
     ours = theirs + rng.normal(-0.05, 0.25, len(theirs))
     truth = (theirs > 0).mean() - (ours > 0).mean()
-    inside, widths, counted = 0, [], []
-    for _ in range(150):
+    below, estimates, counted = 0, [], []
+    for _ in range(200):
         drawn = rng.integers(0, len(theirs), 222)
-        low, high = likely_interval(theirs[drawn], ours[drawn])
-        inside += low <= truth <= high
-        widths.append(high - low)
+        others = theirs[rng.integers(0, len(theirs), further)]
+        below += truth <= likely_bound(theirs[drawn], ours[drawn], others)
+        every = np.concatenate([theirs[drawn], others])
+        estimates.append(likely_drop(every, ours[drawn] - theirs[drawn]))
         counted.append((theirs[drawn] > 0).mean() - (ours[drawn] > 0).mean())
-    assert 0.9 <= inside / 150 <= 1
-    assert np.mean(widths) / 3.92 < 0.6 * np.std(counted)
+    assert 0.9 <= below / 200 <= 0.99
+    assert np.mean(estimates) == pytest.approx(truth, abs=1e-3)
+    assert np.std(estimates) < (0.4 if further else 0.6) * np.std(counted)
 
 
 def test_metrics_that_say_they_have_margins_give_them():
