@@ -51,6 +51,7 @@ class _Writer:
         self.report = PassReport()
         self._parameters: dict[int, tuple[Value, Value]] = {}
         self._weights: dict[int, list[Value]] = {}
+        self._turned: dict[tuple[Value, str], Value] = {}
 
     # -- weights and biases ------------------------------------------------------------------
 
@@ -84,7 +85,8 @@ class _Writer:
         weight = self.weights[node.name or "", 1].encoding
         # One channel of the accumulator counts in steps of data scale times weight scale.
         channels = np.broadcast_to(weight.scale.reshape(-1), bias.shape)
-        step = (self.encodings[data.name or ""].scale * channels).astype(np.float32)
+        own = self.plan.recoded.get((node.name or "", 0), self.encodings[data.name or ""])
+        step = (own.scale * channels).astype(np.float32)
         low, high, dtype = INTEGERS["int32"]
         codes = np.clip(np.rint(bias.astype(np.float64) / step), low, high).astype(dtype)
         inputs = [
@@ -130,7 +132,7 @@ class _Writer:
             source = self._absorb(producer, value, encoding, bounds)
         pair = self._pair(source, encoding, name)
         for node, index in readers:
-            self.graph.set_input(node, index, pair)
+            self.graph.set_input(node, index, self._recoded(pair, node, index, name))
         for node, index in readers:
             if index == 0 and (node.name or "", index) not in self.plan.reads:
                 shield(self.graph, node, pair, encoding, self.report)
@@ -178,6 +180,16 @@ class _Writer:
             like=value,
         )
         return dq.outputs[0]
+
+    def _recoded(self, pair: Value, node: Node, index: int, name: str) -> Value:
+        """Return what an input reads: the value's codes, or those turned into the ones it wants."""
+        wanted = self.plan.recoded.get((node.name or "", index))
+        if wanted is None:
+            return pair
+        key = pair, wanted.dtype
+        if key not in self._turned:
+            self._turned[key] = self._pair(pair, wanted, f"{name}_{wanted.dtype}")
+        return self._turned[key]
 
     def _shared(self, encoding: Encoding, name: str) -> tuple[Value, Value]:
         """Scale and zero point as constants, the same ones for all values of a group."""

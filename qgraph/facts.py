@@ -106,6 +106,7 @@ class Plan:
         writes: Names of values whose producer hands out codes, so that all readers get them.
         absorbed: By the name of a Relu or Clip, its bounds; its node vanishes where the encoding
             behind it can't represent anything outside of them.
+        recoded: (node name, input index) of inputs that read other codes than the value's own.
     """
 
     activations: dict[str, Placement] = field(default_factory=dict)
@@ -116,6 +117,7 @@ class Plan:
     reads: set[tuple[str, int]] = field(default_factory=set)
     writes: set[str] = field(default_factory=set)
     absorbed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    recoded: dict[tuple[str, int], Encoding] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

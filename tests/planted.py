@@ -99,3 +99,31 @@ def cancelling(folder: Path, layers: int = 4, ruined: str = "g2") -> Path:
     path = folder / "cancelling.onnx"
     onnx.save(proto, path)
     return path
+
+
+def outlier(folder: Path) -> tuple[Path, np.ndarray]:
+    """Three layers and rows for them; one reads a column a thousand times as large, by weights of 0.
+
+    So a step of 8 bits there is larger than what counts, and one of 16 is not.
+    """
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.normal(0, 0.1, (WIDTH, WIDTH)).astype(np.float32) for i in (0, 1)}
+    weights["w1"][0] = 0
+    weights["w2"] = rng.normal(0, 0.1, (WIDTH, CLASSES)).astype(np.float32)
+    weights["size"] = np.where(np.arange(WIDTH) == 0, 1000, 1).astype(np.float32)
+    proto = harness.model(
+        f"""agraph (float[N, {WIDTH}] x) => (float[N, {CLASSES}] y) {{
+            g0 = MatMul (x, w0)
+            h0 = Tanh (g0)
+            m0 = Mul (h0, size)
+            g1 = MatMul (m0, w1)
+            h1 = Tanh (g1)
+            y = MatMul (h1, w2)
+        }}""",
+        weights,
+    )
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    path = folder / "outlier.onnx"
+    onnx.save(proto, path)
+    return path, rng.normal(size=(240, WIDTH)).astype(np.float32)

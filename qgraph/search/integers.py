@@ -28,7 +28,7 @@ from qgraph.search.sensitivity import Sensitivity, measure
 from qgraph.search.tasks import run_tasks, sweeping
 from qgraph.search.unit_parts import UnitParts
 from qgraph.search.units import find_units
-from qgraph.search.ways import CODES, DYNAMIC, FLOAT, FLOAT8, PLAIN, way
+from qgraph.search.ways import CODES, DYNAMIC, FLOAT, FLOAT8, PLAIN, WIDE, way
 from qgraph.search.whole import Round, Whole
 from qgraph.search.workspace import Workspace
 
@@ -83,9 +83,9 @@ def _bind(space: Mixes, forced: Forced) -> None:
     wanted = {unit.name: assigned(unit, forced) for unit in space.units}
     space.candidates.floats = [name for name, each in wanted.items() if each == FLOAT]
     space.candidates.only_float = bool(set(wanted.values()) - {FLOAT, None})
-    # Scales of float8, and which products have kernels, are those of the whole models.
+    # Scales, and which products have kernels, are those of the whole models.
     kinds = {each.partition("+")[0] for each in wanted.values() if each}
-    space.candidates.needed = [each for each in (FLOAT8, DYNAMIC) if each in kinds]
+    space.candidates.needed = [each for each in (FLOAT8, WIDE, DYNAMIC) if each in kinds]
 
 
 def _search(space: Mixes, assign: Sequence[str]) -> Found:
@@ -106,8 +106,9 @@ def _search(space: Mixes, assign: Sequence[str]) -> Found:
     if ours is None or floating is None:
         return found
     job, graph, half = space.job, space.prepared.graph, space.offered.half
+    wide, _ = space.candidates.built.get(WIDE, (None, []))
     pairs = space.offered.pairs
-    parts = UnitParts(job, graph, integer_graph, space.units, seen, half, pairs)
+    parts = UnitParts(job, graph, integer_graph, space.units, seen, half, pairs, wide)
     told = space.progress("timing units")
     with space.timing("timing units"):
         found.costs = space.times.units(parts, ways, ours.engine, store=space.store, progress=told)

@@ -13,7 +13,7 @@ from qgraph.search.choice import Choice
 from qgraph.search.offered import Offered
 from qgraph.search.prepared import Prepared
 from qgraph.search.units import Link, Unit, find_units, links
-from qgraph.search.ways import CODES, DYNAMIC, FEW_BITS, FLOAT, FLOAT8, PLAIN, Way, way
+from qgraph.search.ways import CODES, DYNAMIC, FEW_BITS, FLOAT, FLOAT8, PLAIN, WIDE, Way, way
 from qgraph.search.whole import Whole
 from qgraph.search.workspace import Workspace
 from qgraph.search.written import Written, write
@@ -118,7 +118,7 @@ class Mixes(Workspace):
 def _as_written(plan: Plan, name: str, wanted: str) -> str:
     """The way that a unit really has: the plan may leave in float what is alone among floats."""
     found = way(wanted)
-    if found.unit == CODES and plan.nodes.get(name, ("float", ""))[0] == "float":
+    if found.unit in (CODES, WIDE) and plan.nodes.get(name, ("float", ""))[0] == "float":
         return (Way(found.rest, found.rest) if found.rest != FLOAT else PLAIN).name
     return wanted
 
@@ -147,5 +147,5 @@ def _precision(counts: Mapping[str, int]) -> str:
     """The precision that a mix is an artifact of: the coarsest that it has."""
     kinds = {way(each).unit.partition(":")[0] for each in counts}
     halves = {way(each).rest for each in counts} - {FLOAT}
-    ordered = (CODES, DYNAMIC, FLOAT8, *reversed(FEW_BITS), *sorted(halves))
+    ordered = (CODES, WIDE, DYNAMIC, FLOAT8, *reversed(FEW_BITS), *sorted(halves))
     return next(each for each in ordered if each in kinds or each in halves)

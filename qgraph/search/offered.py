@@ -19,13 +19,14 @@ from qgraph.search import probes
 from qgraph.search.float8_pairs import Pairs, find_pairs
 from qgraph.search.goal import Goal
 from qgraph.search.prepared import Prepared, clone
-from qgraph.search.probes import Kind, Probe
+from qgraph.search.probes import WIDE_WRITTEN, Kind, Probe
 from qgraph.search.proof import NO_GAIN
 from qgraph.search.unit_parts import DTYPES
 from qgraph.search.units import Unit
-from qgraph.search.ways import CODES, DYNAMIC, FLOAT8, HALVES, PLAIN, WEIGHTS, Way, weight_way
+from qgraph.search.ways import CODES, DYNAMIC, FLOAT8, HALVES, PLAIN, WEIGHTS, WIDE, Way, weight_way
 from qgraph.search.weights.kinds import kinds_of
 from qgraph.search.whole import Round
+from qgraph.search.wide import Encodings
 from qgraph.target import ANYTHING, Target, WeightOnlyRules
 
 # Fewer bits than 4 win bytes, and hardly time.
@@ -45,6 +46,7 @@ class Offered:
         float8: By name of a product, what its data is divided by in float8, where that is a kernel of its
             own.
         pairs: By name of a product, its Q/DQ in float8, where the target reads that.
+        wide: By value name, encodings in 16 bits, where the target has them.
         dynamic: Names of products that may be in integers whose scales are found at run time.
         rules: Which weights the target executes.
     """
@@ -56,6 +58,7 @@ class Offered:
     weights: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     float8: Mapping[str, float] = field(default_factory=dict)
     pairs: Mapping[str, Pairs] = field(default_factory=dict)
+    wide: Encodings = field(default_factory=dict)
     dynamic: frozenset[str] = frozenset()
     rules: WeightOnlyRules = ANYTHING
 
@@ -67,6 +70,8 @@ class Offered:
         found = [PLAIN, *([Way(self.half, self.half)] if halved else [])]
         if self.integers and unit.reads:
             found += [Way(CODES, rest) for rest in rests]
+        if self.wide and unit.reads and all(v.name in self.wide for v in unit.reads.values()):
+            found.append(Way(WIDE))
         for bits, group in self.weights.get(unit.name, ()):
             found += [weight_way(bits, group, rest) for rest in rests]
         if unit.name in self.dynamic:
@@ -84,6 +89,8 @@ class Offered:
             names = [name for name, own in self.weights.items() if (bits, group) in own]
             kind = weight_way(bits, group).unit
             found[kind] = probes.weight(bits, group, self.rules, names)
+        if self.wide:
+            found |= {WIDE: probes.reads(self.wide), WIDE_WRITTEN: probes.writes(self.wide)}
         if self.dynamic:
             found[DYNAMIC] = probes.dynamic(self.dynamic)
         if self.float8:
@@ -148,6 +155,7 @@ def offer(
         halves=_halves(prepared.graph, built[half][0], DTYPES[half]) if half else frozenset(),
         layers=layers,
         weights={name: own for name, own in weights.items() if own},
+        wide=(built[WIDE][0].facts.encodings or {}) if WIDE in built and wins(WIDE) else {},
         dynamic=_dynamic(built[DYNAMIC][0]) if DYNAMIC in built and wins(DYNAMIC) else frozenset(),
         float8=_float8(float8[1]) if float8 and kernels else {},
         pairs=find_pairs(float8[0]) if float8 and not kernels else {},
@@ -195,12 +203,8 @@ def _groups(
 
 def _dynamic(whole: Graph) -> frozenset[str]:
     """Names of the products that the whole model has in integers."""
-    plan: Plan | None = whole.facts.plan
-    return (
-        frozenset()
-        if plan is None
-        else frozenset(n for n, e in plan.nodes.items() if e[0] == "int8")
-    )
+    plan: Plan = whole.facts.plan or Plan()
+    return frozenset(name for name, (kind, _) in plan.nodes.items() if kind == "int8")
 
 
 def _float8(stages: Sequence[Stage]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from qgraph.facts import Placement, Plan, QuantizedWeight
 from qgraph.graph import Graph
 from qgraph.job import Job
 from qgraph.pipeline import Hook, Pass, Pipeline, Stage
+from qgraph.search.wide import Encodings, widen
 
 _CORRECT = "correct_bias"
 
@@ -77,11 +78,15 @@ class Prepared:
         weights: dict[tuple[str, int], QuantizedWeight] = self.graph.facts.get("weights")
         return weights
 
-    def mixed(self, floats: Collection[str]) -> tuple[Graph, list[Stage]]:
+    def mixed(
+        self, floats: Collection[str], wide: Collection[str] = (), codes: Encodings | None = None
+    ) -> tuple[Graph, list[Stage]]:
         """Return the model with some nodes left in float, and what all passes did.
 
         Args:
             floats: Names of nodes that stay in float.
+            wide: Names of nodes with activations in 16 bits.
+            codes: By value name, encodings in 16 bits.
         """
         graph = clone(self.graph)
         exclude = (*self.context.exclude, *map(escape, sorted(floats)))
@@ -94,6 +99,10 @@ class Prepared:
         else:  # codes of a value that the full plan has no use for
             passes = flow.build(("calibrate", "quantize_weights"), self.options)
             stages += Pipeline(passes, given=graph.facts.present()).run(graph, context)
+        if wide and codes:
+            known: Encodings = graph.facts.get("encodings")
+            found = widen(graph, self.context.target, known, codes, wide)
+            graph.facts.encodings, plan.recoded = found.encodings, found.recoded
         self._correct(graph, plan)
         passes = flow.build(flow.INSERTING, self.options)
         stages += Pipeline(passes, given=graph.facts.present()).run(graph, context)

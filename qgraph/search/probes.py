@@ -23,15 +23,16 @@ from qgraph.search.emulate import emulate
 from qgraph.search.float8_pairs import Pairs, write_pairs
 from qgraph.search.prepared import Prepared
 from qgraph.search.units import Unit
+from qgraph.search.wide import Encodings
 from qgraph.target import WeightOnlyRules
 
 Kind = str
 """Where an error enters. `read`: the unit computes in integers, of codes. `written`: its result becomes
-codes; readers in integers have that error in their own, and in their corrected bias. Else the precision
-of the unit, and for half precisions of what follows it in its segment."""
+codes; readers in integers have that error in their own, and in their corrected bias (`w8a16-written`: codes of
+16 bits). Else the precision of the unit, and for half precisions of what follows it in its segment."""
 Probe = Callable[[Prepared, Unit, Graph], bool]
 """Writes the error of a unit into a copy of its segment; False where it can't make it."""
-READ, WRITTEN = "read", "written"
+READ, WRITTEN, WIDE_WRITTEN = "read", "written", "w8a16-written"
 Floats = NDArray[np.float32]
 # Since this opset ReduceMin and ReduceMax have their axes as an input.
 _AXES_AS_INPUT = 18
@@ -199,33 +200,49 @@ def _code_weights(prepared: Prepared, name: str, part: Graph, own: Node) -> None
             part.set_input(own, index, part.constant(f"coded_{index}", array))
 
 
-def read(prepared: Prepared, unit: Unit, part: Graph) -> bool:
-    """Give the unit the inputs, weights and bias that integers have."""
-    if not unit.reads:
-        return False
-    inner = {node.name: node for node in part.nodes()}
-    own = inner[unit.node.name]
-    _code_weights(prepared, unit.name, part, own)
-    bias = prepared.biases.get(unit.name)
-    if bias is not None and bias.holder in inner:
-        part.set_input(inner[bias.holder], bias.index, part.constant("coded_bias", bias.array))
-    for index, value in unit.reads.items():
-        source = own.inputs[index]
-        assert source is not None
-        pair = _pair(part, source, prepared.encodings[value.name or ""], own)
-        part.set_input(own, index, pair)
-    part.drop_unread_initializers()
-    return True
+def reads(encodings: Encodings | None = None) -> Probe:
+    """Return what gives a unit the inputs, weights and bias that integers have.
+
+    Args:
+        encodings: Of its inputs, by value name; None for those in 8 bits.
+    """
+
+    def probe(prepared: Prepared, unit: Unit, part: Graph) -> bool:
+        if not unit.reads:
+            return False
+        known = prepared.encodings if encodings is None else encodings
+        inner = {node.name: node for node in part.nodes()}
+        own = inner[unit.node.name]
+        _code_weights(prepared, unit.name, part, own)
+        bias = prepared.biases.get(unit.name)
+        if bias is not None and bias.holder in inner:
+            part.set_input(inner[bias.holder], bias.index, part.constant("coded_bias", bias.array))
+        for index, value in unit.reads.items():
+            source = own.inputs[index]
+            assert source is not None
+            part.set_input(own, index, _pair(part, source, known[value.name or ""], own))
+        part.drop_unread_initializers()
+        return True
+
+    return probe
 
 
-def written(prepared: Prepared, unit: Unit, part: Graph) -> bool:
-    """Turn the unit's result into codes and back."""
-    if unit.writes is None:
-        return False
-    inner = {node.name: node for node in part.nodes()}
-    encoding = prepared.encodings[unit.writes.name or ""]
-    _code_result(part, inner[unit.nodes[-1].name], encoding)
-    return True
+def writes(encodings: Encodings | None = None) -> Probe:
+    """Return what turns a unit's result into codes and back.
+
+    Args:
+        encodings: By value name; None for those in 8 bits.
+    """
+
+    def probe(prepared: Prepared, unit: Unit, part: Graph) -> bool:
+        known = prepared.encodings if encodings is None else encodings
+        if unit.writes is None or unit.writes.name not in known:
+            return False
+        inner = {node.name: node for node in part.nodes()}
+        _code_result(part, inner[unit.nodes[-1].name], known[unit.writes.name or ""])
+        return True
+
+    return probe
 
 
 def _code_result(part: Graph, last: Node, encoding: Encoding) -> None:
@@ -257,4 +274,4 @@ def _pair(part: Graph, value: Value, encoding: Encoding, before: Node | None) ->
     return dq.outputs[0]
 
 
-INTEGERS: Mapping[Kind, Probe] = {READ: read, WRITTEN: written}
+INTEGERS: Mapping[Kind, Probe] = {READ: reads(), WRITTEN: writes()}

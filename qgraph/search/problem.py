@@ -6,21 +6,21 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from qgraph.errors import UsageError
-from qgraph.search.choice import Border, Option, Problem, weigh
+from qgraph.search.choice import Border, Formats, Option, Problem, weigh
 from qgraph.search.costs import Costs
 from qgraph.search.observed import Seen
 from qgraph.search.offered import Offered
-from qgraph.search.probes import READ, WRITTEN
+from qgraph.search.probes import READ, WIDE_WRITTEN, WRITTEN
 from qgraph.search.sensitivity import Sensitivity
 from qgraph.search.units import Link, Unit
-from qgraph.search.ways import CODES, DYNAMIC, FEW_BITS, FLOAT, FLOAT8, HALVES, PLAIN, Way
+from qgraph.search.ways import CODES, DYNAMIC, FEW_BITS, FLOAT, FLOAT8, HALVES, PLAIN, WIDE, Way
 
 # Gains on the whole model and those of its units differ by threads and caches, not by more.
 _LEAST_SCALE, _MOST_SCALE = 0.2, 5.0
 _LEAST_TIME = 0.05
 _BORDER = "conversions"
-_ASSIGNED = (FLOAT, *HALVES, FLOAT8, CODES, DYNAMIC, *FEW_BITS)
-_BYTES = {FLOAT: 4, **dict.fromkeys(HALVES, 2), CODES: 1}
+_ASSIGNED = (FLOAT, *HALVES, FLOAT8, CODES, WIDE, DYNAMIC, *FEW_BITS)
+_BYTES = {FLOAT: 4, **dict.fromkeys((*HALVES, WIDE), 2), CODES: 1}
 
 Forced = Sequence[tuple[str, str]]
 
@@ -176,14 +176,14 @@ def _time(facts: Facts, unit: Unit, way: Way, scales: Mapping[str, float]) -> fl
 
 
 def _bytes(facts: Facts, unit: Unit, way: Way) -> float:
-    if way.unit == CODES:
+    if way.unit in (CODES, WIDE):
         return unit.code_bytes
     if way.unit in HALVES:
         return unit.float_bytes / 2
     size = 4 if way.rest == FLOAT else 2
     layer = facts.offered.layers.get(unit.name)
     if way.unit == DYNAMIC:
-        return unit.code_bytes or unit.float_bytes / 4
+        return unit.code_bytes if unit.reads else unit.float_bytes / 4
     if way.unit == FLOAT8 or way.weight is None or layer is None:
         return unit.float_bytes / 4 if way.unit == FLOAT8 else unit.float_bytes
     (bits, group), (rows, columns) = way.weight, layer.shape
@@ -216,10 +216,24 @@ def _border(facts: Facts, link: Link, scales: Mapping[str, float]) -> Border:
         times[each, CODES] = codes * costs.to_codes.of(size)
         times[CODES, each] = codes * costs.to_floats.of(size)
         losses[CODES, each] = lost
+    if facts.offered.wide:
+        times |= _wide_times(times)
+        written = 0.0
+        if link.writer.part == "writes" and link.writer.unit is not None:
+            written = facts.sensitivity.of(WIDE_WRITTEN, link.writer.unit) or 0.0
+        losses |= {(CODES, WIDE): lost, **{(WIDE, each): written for each in floats}}
     if half:
         price = _scale_of(scales, half) * costs.cast.of(size)
         times[FLOAT, half] = times[half, FLOAT] = price
     return Border(link.writer, link.readers, times, losses)
+
+
+def _wide_times(times: Mapping[Formats, float]) -> dict[Formats, float]:
+    """Conversions to and from codes of 16 bits, which take what those of 8 do; between both one of each."""
+    to_codes, to_floats = times[FLOAT, CODES], times[CODES, FLOAT]
+    both = to_codes + to_floats
+    found = {(FLOAT, WIDE): to_codes, (WIDE, FLOAT): to_floats}
+    return found | {(CODES, WIDE): both, (WIDE, CODES): both}
 
 
 # -- times of units, and of whole models -----------------------------------------------------------
@@ -237,7 +251,7 @@ def _scales(facts: Facts) -> dict[str, float]:
     """
     half = facts.offered.half
     scales: dict[str, float] = {}
-    for kind in dict.fromkeys((*([half] if half else []), CODES, DYNAMIC, FLOAT8, *FEW_BITS)):
+    for kind in dict.fromkeys((*([half] if half else []), CODES, WIDE, DYNAMIC, FLOAT8, *FEW_BITS)):
         if kind in facts.whole_ms:
             scales |= _scale(facts, kind, scales)
     return scales
@@ -280,6 +294,6 @@ def _scale(facts: Facts, kind: str, known: Mapping[str, float]) -> dict[str, flo
 
 def _formats(unit: Unit, way: Way) -> Option:
     """What a unit reads and writes; nothing else of it."""
-    writes = CODES if way.unit == CODES and unit.writes is not None else way.rest
-    reads = CODES if way.unit == CODES else way.rest
-    return Option(way.name, reads=reads, writes=writes, rest=way.rest)
+    codes = way.unit if way.unit in (CODES, WIDE) else way.rest
+    writes = codes if unit.writes is not None else way.rest
+    return Option(way.name, reads=codes, writes=writes, rest=way.rest)

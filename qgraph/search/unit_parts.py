@@ -24,7 +24,7 @@ from qgraph.search.float8_pairs import Pairs, write_pairs
 from qgraph.search.observed import Seen
 from qgraph.search.prepared import clone
 from qgraph.search.units import Unit
-from qgraph.search.ways import CODES, DYNAMIC, FLOAT, FLOAT8, HALVES, Way
+from qgraph.search.ways import CODES, DYNAMIC, FLOAT, FLOAT8, HALVES, WIDE, Way
 from qgraph.subgraph import read_by, subgraph
 
 DTYPES = {"fp16": HALF["float16"], "bf16": HALF["bfloat16"]}
@@ -57,6 +57,7 @@ class UnitParts:
         seen: What values look like.
         half: Type of what is neither in float32 nor in codes, where there is one.
         pairs: By name of a product, its Q/DQ in float8, where there are some.
+        wide: The model with all units in integers with activations in 16 bits, where there are such.
     """
 
     job: Job
@@ -66,12 +67,16 @@ class UnitParts:
     seen: Mapping[str, Seen]
     half: str = ""
     pairs: Mapping[str, Pairs] = field(default_factory=dict)
+    wide: Graph | None = None
 
     def alone(self, unit: Unit, kind: str) -> Part | None:
         """Return a unit in what it computes in (`Way.unit`); None where it can't be had."""
-        if kind == CODES:
-            node = self._nodes.get(unit.node.name)
-            return None if node is None else coded_part(self.integer, node, unit, self.seen)
+        if kind in (CODES, WIDE):
+            graph = self.integer if kind == CODES else self.wide
+            node = self._nodes[kind].get(unit.node.name)
+            if graph is None or node is None:
+                return None
+            return coded_part(graph, node, unit, self.seen)
         part = plain_part(self.floating, unit, self.seen)
         if kind == FLOAT:
             return part
@@ -99,8 +104,10 @@ class UnitParts:
         return part if kind == FLOAT else in_half(part, kind)
 
     @cached_property
-    def _nodes(self) -> dict[str | None, Node]:
-        return {node.name: node for node in self.integer.nodes()}
+    def _nodes(self) -> dict[str, dict[str | None, Node]]:
+        wide = () if self.wide is None else self.wide.nodes()
+        integer = {node.name: node for node in self.integer.nodes()}
+        return {CODES: integer, WIDE: {node.name: node for node in wide}}
 
     def _paired(self, part: Part, unit: Unit) -> Part | None:
         node = next(node for node in part.graph.nodes() if node.name == unit.name)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 FLOAT, CODES, FLOAT8 = "fp32", "int8", "fp8"
 HALVES = ("fp16", "bf16")
 WEIGHTS = "int8-weights"
+# Integers with activations in 16 bits.
+WIDE = "w8a16"
 # Products of codes whose scale is found at run time: floats outside.
 DYNAMIC = "int8-dynamic"
 # Weights alone in codes, the finest first. Three bits are held in four, and win nothing by it.
@@ -16,7 +18,7 @@ class Way:
     """How a unit computes.
 
     Attributes:
-        unit: The unit itself: `fp32`, `fp16`, `bf16`, `fp8`, `int8`, `int8-dynamic`, or floats by a
+        unit: The unit itself: `fp32`, `fp16`, `bf16`, `fp8`, `int8`, `w8a16`, `int8-dynamic`, or floats by a
             weight in few bits: `int8-weights:GROUP`, `int4:GROUP`, `int2:GROUP`.
         rest: What follows it in its segment, and its floats: `fp32`, `fp16` or `bf16`.
     """
@@ -32,7 +34,7 @@ class Way:
     @property
     def codes(self) -> bool:
         """Whether it multiplies codes by codes."""
-        return self.unit in (CODES, FLOAT8)
+        return self.unit in (CODES, WIDE, FLOAT8)
 
     @property
     def weight(self) -> tuple[int, int] | None:

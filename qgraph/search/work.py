@@ -20,6 +20,9 @@ _ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
 _FEW = 64
 _TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _FORMATS = {"int8": "int8", "uint8": "int8", "float8e4m3fn": "fp8", "int4": "int4", "uint4": "int4"}
+# Activations of 16 bits, by weights of 8 or by one another.
+_FORMATS |= dict.fromkeys(("int16", "uint16"), "w8a16")
+_WIDE = {("w8a16", "int8"), ("w8a16", "w8a16")}
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Work:
 
     Attributes:
         op: Operator, the first where several run in one kernel.
-        precision: What it multiplies: a float type, `int8`, `fp8`, or `int4-weights` and
+        precision: What it multiplies: a float type, `int8`, `w8a16`, `fp8`, or `int4-weights` and
             `int8-weights` for floats by weights in few bits.
         computes: Its float type.
         operations: Multiplications and additions.
@@ -133,7 +136,8 @@ class _Kernels:
         formats = [self._codes_of(data), self._codes_of(weight)]
         precision, read = float_type, [data, weight]
         (left, behind), (right, weights_behind) = formats
-        if left and left == right and left in self.codes:
+        coded = left and (left == right or (left, right) in _WIDE)
+        if coded and left in self.codes:
             precision, read = left, [behind[0].inputs[0], weights_behind[0].inputs[0]]
             self.inside.update(*(behind, weights_behind))
         elif not left and right and f"{right}-weights" in self.codes:

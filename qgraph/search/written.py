@@ -15,7 +15,7 @@ from qgraph.search.float8_pairs import write_pairs
 from qgraph.search.offered import Offered
 from qgraph.search.prepared import Prepared, clone
 from qgraph.search.units import Unit
-from qgraph.search.ways import CODES, DYNAMIC, FLOAT, FLOAT8, Way
+from qgraph.search.ways import CODES, DYNAMIC, FLOAT, FLOAT8, WIDE, Way
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +76,10 @@ class _Writer:
         self.options = {name: dict(values) for name, values in job.recipe.passes.items()}
 
     def integers(self) -> None:
-        names = self._names(lambda way: way.unit != CODES)
+        names = self._names(lambda way: way.unit not in (CODES, WIDE))
+        wide = self._names(lambda way: way.unit == WIDE)
         if len(names) < len(self.ways):
-            self.graph, self.stages = self.prepared.mixed(names)
+            self.graph, self.stages = self.prepared.mixed(names, wide, self.offered.wide)
             return
         self.graph = clone(self.prepared.graph)
         self.stages = [stage for stage in self.prepared.stages if stage.name != "plan"]

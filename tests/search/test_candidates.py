@@ -33,7 +33,7 @@ def thin(tmp_path_factory):
 def searched(path, folder, **options):
     rng = np.random.default_rng(1)
     data = {"t0": rng.normal(size=(90, 96)).astype(np.float32)}
-    given = {"max_drop": "60%", "optimize": "size", "recipe": "fast", **options}
+    given = {"max_drop": "35%", "optimize": "size", "recipe": "fast", **options}
     artifact = compile_within(path, data=data, output=folder / "a", **given)
     rows = {row["name"]: row for row in artifact.read_json("search.json")["whole"]}
     return artifact, rows

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from harness import model
-from planted import CNN, cancelling, tanh_stack
+from planted import CNN, cancelling, outlier, tanh_stack
 
 from qgraph import onnx_io
 from qgraph.context import Context
@@ -314,6 +314,75 @@ def test_tensorrt_has_products_in_float8_beside_integers(searched, tmp_path):
     predicted = sum(losses(unit)[unit["precision"]] for unit in units.values())
     assert predicted / 4 < found < 4 * predicted
     _build_engine(artifact)
+
+
+# -- activations of 16 bits ------------------------------------------------------------------------
+
+NPU = """name = "an NPU"
+bandwidth_gb_s = 0.01
+[tflops]
+fp32 = 0.001
+int8 = 0.02
+w8a16 = 0.01
+[backends.vendor]
+runs = { fp32 = "fp32", int8 = "int8", w8a16 = "w8a16" }
+codes = ["int8", "w8a16"]
+fused = ["Relu"]
+efficiency = 0.5
+launch_us = 1
+"""
+
+
+def on_npu(network, data, folder, **options):
+    (folder / "npu.toml").write_text(NPU)
+    given = {"target": "npu", "device": str(folder / "npu.toml"), "recipe": "fast"} | options
+    artifact = compile_within(network, data=data, output=folder / "a", **given)
+    return artifact, {unit["name"]: unit for unit in artifact.read_json("search.json")["units"]}
+
+
+def test_16_bits_stand_among_8_where_it_is_asked_for(searched, tmp_path):
+    artifact, units = on_npu(
+        CNN, searched, tmp_path, metric="top1", max_drop="100%",
+        assign=["*=int8", "*features.1/*=w8a16", "*features.3/*=w8a16"],
+    )  # fmt: skip
+    proto = onnx.load(artifact.model_path)
+    onnx.checker.check_model(proto, full_check=True)
+    made = {out: node for node in proto.graph.node for out in node.output}
+    known = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    seen = Counter()
+    for node in (node for node in proto.graph.node if node.op_type in ("Conv", "Gemm", "Add")):
+        kind = units[node.name]["precision"]
+        seen[kind] += 1
+        data, *others = (made[name] for name in node.input)
+        width = {"int8": np.uint8, "w8a16": np.uint16}[kind]
+        assert known[data.input[2]].dtype == width
+        if node.op_type == "Add":
+            assert known[others[0].input[2]].dtype == width
+            continue
+        weight, bias = others
+        assert known[weight.input[0]].dtype == np.int8
+        # The accumulator counts in steps of the data's scale by the weight's.
+        step = known[data.input[1]] * known[weight.input[1]]
+        np.testing.assert_allclose(known[bias.input[1]], step, rtol=1e-6)
+    assert seen["w8a16"] == 4 and seen["int8"] >= 5
+    feeds = {"image": searched["image"]}
+    with open_reference(artifact.model_path) as ours, open_reference(CNN) as theirs:
+        got, exact = (next(iter(each.run(feeds).values())) for each in (ours, theirs))
+    found = np.square(got - exact).sum() / np.square(exact).sum()
+    predicted = sum(losses(unit)[unit["precision"]] for unit in units.values())
+    assert predicted / 4 < found < 4 * predicted
+
+
+def test_16_bits_are_for_what_8_ruin(tmp_path):
+    """Codes of 16 bits cost twice the time: what 8 bits do not ruin gets 8."""
+    network, rows = outlier(tmp_path)
+    minmax = ("calibrate.observer=minmax",)
+    artifact, units = on_npu(network, {"x": rows}, tmp_path, max_drop="5%", settings=minmax)
+    whole = {row["name"]: row for row in artifact.read_json("search.json")["whole"]}
+    assert whole["int8"]["drop"] > 0.2, "8 bits were to ruin the model"
+    assert artifact.manifest.promise.holds
+    kinds = {name: unit["precision"] for name, unit in units.items() if unit["op"] == "MatMul"}
+    assert kinds == {"g0": "int8", "g1": "w8a16", "y": "int8"}
 
 
 @pytest.mark.parametrize(

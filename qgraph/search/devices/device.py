@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Number = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"]
-Codes = Literal["fp8", "int8", "int4-weights", "int8-weights"]
+Number = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8", "w8a16"]
+Codes = Literal["fp8", "int8", "w8a16", "int4-weights", "int8-weights"]
 _Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 _Shape = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=16)]
