@@ -10,13 +10,9 @@ LEVEL = 0.95
 
 
 def bootstrap(
-    statistics: Callable[[NDArray[np.intp]], Sequence[float]],
-    count: int,
-    *,
-    seed: int = 0,
-    level: float = LEVEL,
+    statistics: Callable[[NDArray[np.intp]], Sequence[float]], count: int, *, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Return percentile intervals of statistics of a sample, of 95% by default.
+    """Return 95% percentile intervals of statistics of a sample.
 
     Statistics that are computed from the same draw are paired: the difference of two models on the
     same samples varies less than their scores do.
@@ -25,7 +21,6 @@ def bootstrap(
         statistics: Gives k numbers for a choice of samples, int [count] with repetitions.
         count: Number of samples.
         seed: Of the draws, so that the same data gives the same intervals.
-        level: Share of the draws that lie inside.
 
     Returns:
         float64 [k, 2], lower and upper bounds. Draws where a statistic is NaN are left out of its
@@ -37,7 +32,7 @@ def bootstrap(
     """
     rng = np.random.default_rng(seed)
     draws = np.array([statistics(rng.integers(0, count, count)) for _ in range(RESAMPLES)])
-    tails = (1 - level) / 2
+    tails = (1 - LEVEL) / 2
     return np.array([_quantiles(column, [tails, 1 - tails]) for column in draws.T])
 
 

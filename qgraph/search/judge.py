@@ -34,8 +34,8 @@ class Verdict:
         high: Upper end.
         samples: Rows that were scored.
         few: Whether one sample decides too much for the drop that is allowed.
-        upper: With few samples, what the drop stays below by how near answers are to being others;
-            None where that is not known, and `high` counts.
+        upper: With few samples, what the drop on as many further ones stays below, by how near answers
+            are to being others; None where that is not known, and `high` counts.
     """
 
     score: float
