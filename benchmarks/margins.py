@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,12 @@ from rich.table import Table
 
 import qgraph
 from benchmarks.promise.data import Work, works
+from benchmarks.promise.measure import contributions
 from qgraph.artifact import Artifact
+from qgraph.data.inputs import Sample
 from qgraph.errors import AccuracyError
 from qgraph.metrics.metric import Contributions
-from qgraph.metrics.scoring import run_sides
 from qgraph.runtime import backend
-from qgraph.runtime.backend import Session
 from qgraph.search.judge import judged
 
 PRECISIONS = ("int8", "bf16", "int8-dynamic")
@@ -47,11 +48,12 @@ def main() -> int:
     )
     with tempfile.TemporaryDirectory() as scratch:
         for work in works(args.models.split(","), images=args.photographs):
+            everything = with_all_kept(work)
             with backend("onnxruntime-cpu").open(work.model) as session:
-                theirs = answers(session, work)
+                theirs = contributions(session, everything)
             for precision in PRECISIONS:
                 with artifact(work, precision, Path(scratch)).open() as session:
-                    ours = answers(session, work)
+                    ours = contributions(session, everything)
                 row = compare(work, ours, theirs, args.count, args.draws)
                 table.add_row(work.name, precision, *row)
                 print(work.name, precision, *row, sep=" | ", flush=True)
@@ -68,19 +70,13 @@ def artifact(work: Work, precision: str, folder: Path) -> Artifact:
         return Artifact.load(output)
 
 
-def answers(session: Session, work: Work) -> Contributions:
-    """What all images contribute."""
-    rows = [*work.search, *({**s.feeds, **s.labels} for s in work.kept)]
+def with_all_kept(work: Work) -> Work:
+    """The same with all images kept aside."""
     label = next(iter(work.kept[0].labels))
-    metric = work.metric
-    return np.concatenate(
-        [
-            metric.contributions(
-                run_sides(session, metric.sides, {k: v for k, v in row.items() if k != label}), row
-            )
-            for row in rows
-        ]
-    )
+    searched = [
+        Sample({k: v for k, v in r.items() if k != label}, {label: r[label]}) for r in work.search
+    ]
+    return replace(work, kept=[*searched, *work.kept])
 
 
 def compare(

@@ -66,11 +66,7 @@ def tanh_stack(folder: Path, layers: int = 4, ruined: str = "g2") -> Path:
         f"{{ {body}\n y = MatMul (t{layers}, last) }}",
         weights,
     )
-    for node in proto.graph.node:
-        node.name = node.output[0]
-    path = folder / "net.onnx"
-    onnx.save(proto, path)
-    return path
+    return _saved(proto, folder / "net.onnx")
 
 
 def cancelling(folder: Path, layers: int = 4, ruined: str = "g2") -> Path:
@@ -94,11 +90,7 @@ def cancelling(folder: Path, layers: int = 4, ruined: str = "g2") -> Path:
         f"{{ {body}\n y = MatMul (t{layers}, last) }}",
         weights,
     )
-    for node in proto.graph.node:
-        node.name = node.output[0]
-    path = folder / "cancelling.onnx"
-    onnx.save(proto, path)
-    return path
+    return _saved(proto, folder / "cancelling.onnx")
 
 
 def outlier(folder: Path) -> tuple[Path, np.ndarray]:
@@ -122,8 +114,12 @@ def outlier(folder: Path) -> tuple[Path, np.ndarray]:
         }}""",
         weights,
     )
+    return _saved(proto, folder / "outlier.onnx"), rng.normal(size=(240, WIDTH)).astype(np.float32)
+
+
+def _saved(proto: onnx.ModelProto, path: Path) -> Path:
+    """Name every node after its result, and write the file."""
     for node in proto.graph.node:
         node.name = node.output[0]
-    path = folder / "outlier.onnx"
     onnx.save(proto, path)
-    return path, rng.normal(size=(240, WIDTH)).astype(np.float32)
+    return path

@@ -56,7 +56,7 @@ Assign = Annotated[
     list[str] | None,
     typer.Option(
         "--assign",
-        metavar="PATTERN=int8|fp32|fp16|int4:32",
+        metavar="PATTERN=int8|int8-dynamic|w8a16|fp32|fp16|fp8|int4:32",
         rich_help_panel=_PANEL,
         help="Precision of nodes or operators that the search may not decide. Repeatable.",
     ),

@@ -1,7 +1,6 @@
 """The search for a mix of precisions: what each unit computes in."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from qgraph import onnx_io
 from qgraph.graph import Graph
@@ -38,11 +37,8 @@ def search(
     base: Workspace,
     answering: Session,
     *,
-    original: Path,
     assign: Sequence[str],
-    points: int,
-    pick: int | None,
-    folder: Path,
+    asked: pareto.Asked,
 ) -> Outcome:
     """Search, and prove what was found.
 
@@ -50,11 +46,8 @@ def search(
         graph: The original; it becomes the float graph.
         base: What every search works on.
         answering: The original, open.
-        original: The original's file.
         assign: `PATTERN=int8`, `PATTERN=fp32` and so on, what the search may not decide.
-        points: How many points of the front between loss and aim to verify; 0 for none.
-        pick: Build this one of them in place of the best.
-        folder: Where the artifact will be; one that is there may have a front.
+        asked: What is wanted of the front between loss and aim.
     """
     held_out = base.job.recipe.verify.held_out
     data = calibrating(graph, held_out, base.parts.calibration)
@@ -62,12 +55,11 @@ def search(
     space = Mixes(**base.given(), prepared=prepare(graph, base.job, context))
     if isinstance(space.times, Estimated):
         space.times.known = Known(space.prepared.graph, space.units, {})
-    front = pareto.kept(folder, original) if pick is not None and not points else []
+    front = asked.kept()
     found = Found(space) if front else _search(space, assign)
-    front = front or _front(space, found, max(points, pick or 0))
-    if points and not front:
-        space.job.warn("no other precision wins anything on this model: there is no front")
-    proof = _prove(space, found, front, pick, answering)
+    front = front or _front(space, found, asked.count)
+    asked.tell(front, base.job.warn)
+    proof = _prove(space, found, front, asked.pick, answering)
     files = {"search.json": search_json(space, found, front, proof)}
     if front:
         files["pareto.csv"] = pareto.table_csv(front)

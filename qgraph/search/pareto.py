@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,37 @@ BUDGET_S = 0.6
 
 Row = dict[str, Any]
 """A point that was built, scored and timed: `COLUMNS`, and `ways`, by unit what it computes in."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user wants of the front.
+
+    Attributes:
+        original: The original's file.
+        folder: Where the artifact will be; one that is there may have a front.
+        points: How many points to verify; 0 for none.
+        pick: Build this one of them in place of the best.
+    """
+
+    original: Path
+    folder: Path
+    points: int = 0
+    pick: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many points there must be."""
+        return max(self.points, self.pick or 0)
+
+    def kept(self) -> list[Row]:
+        """Return the front of the artifact that is there, if a point of it is wanted and no new front."""
+        return kept(self.folder, self.original) if self.pick is not None and not self.points else []
+
+    def tell(self, rows: Sequence[Row], warn: Callable[[str], None]) -> None:
+        """Say it where there is no front although one was wanted."""
+        if self.points and not rows:
+            warn("no other precision wins anything on this model: there is no front")
 
 
 def measure(

@@ -27,6 +27,7 @@ from qgraph.search.costs_file import read_costs
 from qgraph.search.goal import Goal, make_goal
 from qgraph.search.judge import Judge
 from qgraph.search.outcome import Outcome
+from qgraph.search.pareto import Asked
 from qgraph.search.parts import open_parts
 from qgraph.search.times import Times, choose_times
 from qgraph.search.weights import run as weights
@@ -121,16 +122,8 @@ def compile_within(
             graph, space = _open(original, job, goal, chosen.bind([original]), data, samples,
                                  answering, Path(scratch), executor, times)  # fmt: skip
             search = weights.search if job.requested in WEIGHT_ONLY else integers.search
-            outcome = search(
-                graph,
-                space,
-                answering,
-                original=original,
-                assign=assign,
-                points=points,
-                pick=pick,
-                folder=folder,
-            )
+            front = Asked(original, folder, points, pick)
+            outcome = search(graph, space, answering, assign=assign, asked=front)
         return _write(model, folder, space, outcome)
 
 

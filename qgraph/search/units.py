@@ -92,7 +92,7 @@ def find_units(graph: Graph, target: Target, *, floats: bool = False) -> list[Un
     for node in graph.nodes():
         name = node.name or ""
         indices = [i for i in range(len(node.inputs)) if (name, i) in plan.reads]
-        if not indices or _hands_on(node, target):
+        if not indices or hands_on(node, target):
             first = not found and node.op_type != "Constant"
             if floats and (first or node.op_type in PRODUCTS) and node not in absorbed:
                 found.append(Unit(len(found), node))
@@ -153,7 +153,7 @@ def links(
         made = {out: None for node in graph.nodes() for out in node.outputs}
         for value in (*graph.inputs, *made):
             producer = value.producer()
-            if value.dtype != ir.DataType.FLOAT or (producer and _hands_on(producer, target)):
+            if value.dtype != ir.DataType.FLOAT or (producer and hands_on(producer, target)):
                 continue
             if {end.unit for end in ends.readers(value)} - {ends.writer(value).unit}:
                 values[value] = None
@@ -184,14 +184,15 @@ class _Ends:
             unit = self.codes.get((use.node, use.idx))
             if unit is not None:
                 found[End(unit, "reads")] = None
-            elif _hands_on(use.node, self.target):
+            elif hands_on(use.node, self.target):
                 found.update(self.readers(use.node.outputs[0]))
             else:
                 found[End(self.segment.get(use.node))] = None
         return found
 
 
-def _hands_on(node: Node, target: Target) -> bool:
+def hands_on(node: Node, target: Target) -> bool:
+    """Whether an operator only hands codes on, as they are."""
     rule = target.rule(node.op_type)
     return rule is not None and rule.output == "same"
 
@@ -204,7 +205,7 @@ def _absorbed(graph: Graph, node: Node, plan: Plan) -> Node | None:
 def _roots(value: Value, target: Target) -> Iterator[Value]:
     """Yield where the codes of a value come from, behind what only hands them on."""
     producer = value.producer()
-    if producer is None or not _hands_on(producer, target):
+    if producer is None or not hands_on(producer, target):
         yield value
         return
     rule = target.rule(producer.op_type)

@@ -32,11 +32,6 @@ class Way:
         return self.unit if self.rest in (FLOAT, self.unit) else f"{self.unit}+{self.rest}"
 
     @property
-    def codes(self) -> bool:
-        """Whether it multiplies codes by codes."""
-        return self.unit in (CODES, WIDE, FLOAT8)
-
-    @property
     def weight(self) -> tuple[int, int] | None:
         """Bits and group of its weight, where the weight alone is in codes."""
         kind, colon, group = self.unit.partition(":")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from qgraph.encoding import Encoding
 from qgraph.facts import Plan
 from qgraph.graph import Graph, Node, Value
+from qgraph.search.units import hands_on
 from qgraph.target import Target
 
 Encodings = Mapping[str, Encoding]
@@ -56,8 +57,10 @@ class _Widener:
         self.plan: Plan = graph.facts.get("plan")
         self.found = Widened(dict(narrow))
         self.large: set[Value] = set()
+        self.wanted: set[Value] = set()
 
     def widened(self) -> Widened:
+        self._find_wanted()
         for value in self.graph.main.inputs:
             self._value(value)
         for node in self.graph.nodes():
@@ -81,7 +84,7 @@ class _Widener:
             return any(read in self.large for read in producer.inputs)
         if (value.name or "") in self.plan.writes and producer is not None:
             return self._unit(producer) in self.names
-        return self._wanted(value)
+        return value in self.wanted
 
     def _unit(self, producer: Node) -> str:
         """Name of the unit that a value comes from: of an activation function, what is in front of it."""
@@ -90,16 +93,14 @@ class _Widener:
             return (inner.name or "") if inner is not None else ""
         return producer.name or ""
 
-    def _wanted(self, value: Value) -> bool:
-        """Whether a unit reads it that has 16 bits, also behind what hands codes on."""
-        for use in value.uses():
-            if (use.node.name or "", use.idx) not in self.plan.reads:
-                continue
-            if use.node.name in self.names:
-                return True
-            if self._hands_on(use.node) and self._wanted(use.node.outputs[0]):
-                return True
-        return False
+    def _find_wanted(self) -> None:
+        """Find the values that a unit reads that has 16 bits, also behind what hands codes on."""
+        for node in reversed(list(self.graph.nodes())):
+            results = any(out in self.wanted for out in node.outputs)
+            wants = results if self._hands_on(node) else node.name in self.names
+            for index, value in enumerate(node.inputs):
+                if wants and value is not None and (node.name or "", index) in self.plan.reads:
+                    self.wanted.add(value)
 
     def _read(self, node: Node, index: int, value: Value) -> None:
         result = node.outputs[0]
@@ -110,5 +111,4 @@ class _Widener:
         self.found.recoded[node.name or "", index] = (self.wide if wants else self.narrow)[name]
 
     def _hands_on(self, node: Node) -> bool:
-        rule = self.target.rule(node.op_type)
-        return rule is not None and rule.output == "same"
+        return hands_on(node, self.target)

@@ -312,7 +312,7 @@ def test_tensorrt_has_products_in_float8_beside_integers(searched, tmp_path):
         got, exact = (next(iter(each.run(feeds).values())) for each in (ours, theirs))
     found = np.square(got - exact).sum() / np.square(exact).sum()
     predicted = sum(losses(unit)[unit["precision"]] for unit in units.values())
-    assert predicted / 4 < found < 4 * predicted
+    assert predicted / 2 < found < 2 * predicted
     _build_engine(artifact)
 
 
@@ -370,7 +370,7 @@ def test_16_bits_stand_among_8_where_it_is_asked_for(searched, tmp_path):
         got, exact = (next(iter(each.run(feeds).values())) for each in (ours, theirs))
     found = np.square(got - exact).sum() / np.square(exact).sum()
     predicted = sum(losses(unit)[unit["precision"]] for unit in units.values())
-    assert predicted / 4 < found < 4 * predicted
+    assert predicted / 2 < found < 2 * predicted
 
 
 def test_16_bits_are_for_what_8_ruin(tmp_path):

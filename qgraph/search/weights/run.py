@@ -1,7 +1,6 @@
 """The search for the bits and groups of weights, layer by layer; activations stay in float."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from qgraph.errors import QGraphError, UsageError
 from qgraph.graph import Graph
@@ -47,11 +46,8 @@ def search(
     base: Workspace,
     answering: Session,
     *,
-    original: Path,
     assign: Sequence[str],
-    points: int,
-    pick: int | None,
-    folder: Path,
+    asked: pareto.Asked,
 ) -> Outcome:
     """Search, and prove what was found.
 
@@ -59,11 +55,8 @@ def search(
         graph: The original; it becomes the float graph.
         base: What every search works on.
         answering: The original, open.
-        original: The original's file.
         assign: `PATTERN=fp32|int8|int4|int4:32` lines, what the search may not decide.
-        points: How many points of the front between loss and aim to verify; 0 for none.
-        pick: Build this one of them in place of the best.
-        folder: Where the artifact will be; one that is there may have a front.
+        asked: What is wanted of the front between loss and aim.
 
     Raises:
         UsageError: A line of `assign` is wrong, the model has no layer to decide about, or there is no
@@ -78,13 +71,12 @@ def search(
             f"no weight of the model may be in {base.job.precision}",
             fix="`qgraph compile --precision int4` and `qgraph explain` say why",
         )
-    front = pareto.kept(folder, original) if pick is not None and not points else []
+    front = asked.kept()
     found = Looked() if front else _look(space)
-    front = front or _front(space, found, max(points, pick or 0))
-    if points and not front:
-        base.job.warn("no bits win anything on this model: there is no front")
-    if pick is not None:
-        picked = _picked(space, pareto.pick(front, pick))
+    front = front or _front(space, found, asked.count)
+    asked.tell(front, base.job.warn)
+    if asked.pick is not None:
+        picked = _picked(space, pareto.pick(front, asked.pick))
         models, only = [picked, space.floating], picked.name
     else:
         models, only = [*_worth_proving(space, found), space.floating], None
